@@ -1,0 +1,49 @@
+/* The operator table: one struct of functions per backend, generated from ops.def. Operators know nothing of sharding;
+ * they see local shapes. Laws: weight gradients accumulate (+=), activations and activation gradients are overwritten;
+ * results do not depend on the number of threads; nothing is allocated (per-thread scratch comes with the pool). */
+#ifndef LAYERS_OPS_H
+#define LAYERS_OPS_H
+
+#include "layers/attention.h"
+#include "layers/elementwise.h"
+#include "layers/embedding.h"
+#include "layers/gemm.h"
+#include "layers/norm.h"
+#include "layers/optim.h"
+#include "layers/xent.h"
+#include "megac/base/device.h"
+#include "megac/base/pool.h"
+#include "megac/base/tensor.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct ly_ops ly_ops;
+
+/* What every operator call runs on. */
+typedef struct ly_ctx {
+    const ly_ops *ops;
+    mc_pool *pool;    /* CPU threads; NULL on other devices */
+    mc_stream stream; /* compute stream; ignored on the CPU */
+} ly_ctx;
+
+struct ly_ops {
+    const char *backend;
+#define LY_OP(name) mc_status (*name)(const ly_ctx *cx, const ly_##name *a);
+#include "layers/ops.def"
+#undef LY_OP
+};
+
+/* Scratch that CPU operators expect from each thread of the pool. */
+enum { LY_POOL_SCRATCH_BYTES = 1 << 20 };
+
+/* The table of `backend`: "cpu" is the fastest variant that this processor can run ("cpu-v2", "cpu-v3", "cpu-v4" name
+ * them one by one, MC_UNSUPPORTED where it cannot); "plan" does nothing, for dry runs. MC_UNSUPPORTED names every
+ * operator that a backend lacks. */
+mc_status ly_ops_get(const char *backend, const ly_ops **ops_out) MC_MUST_CHECK;
+
+#ifdef __cplusplus
+}
+#endif
+#endif

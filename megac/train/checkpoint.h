@@ -1,0 +1,59 @@
+/* Checkpoints: SAVE/latest_checkpointed_iteration.txt and SAVE/iter_0000100/ with safetensors shards and metadata.json
+ * (DESIGN section 7). Slices are of global tensors, so any layout loads any other. */
+#ifndef MEGAC_TRAIN_CHECKPOINT_H
+#define MEGAC_TRAIN_CHECKPOINT_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "megac/base/world.h"
+#include "megac/train/params.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* One tensor of this rank: row of the parameter table and where its local values lie. */
+typedef struct mt_ckpt_item {
+    const char *prefix; /* "model", "optimizer.exp_avg", "optimizer.exp_avg_sq" */
+    const mt_param *param;
+    mc_tensor local;
+} mt_ckpt_item;
+
+/* Scalars of a run beside the tensors. */
+typedef struct mt_ckpt_state {
+    int64_t iteration;
+    uint64_t consumed_samples, consumed_tokens, skipped_iterations;
+    int64_t optimizer_steps; /* Adam's bias correction counts these */
+    const char *config;      /* every option, "flag value" a line (as --print-config) */
+    const char *tokenizer_kind;
+    const void *tokenizer; /* the tokenizer file's bytes, or NULL */
+    uint64_t tokenizer_bytes;
+} mt_ckpt_state;
+
+/* Every rank writes one shard with the items whose param->writes; rank 0 writes metadata.json (dtype, global shape,
+ * slices with file and XXH3 checksum), fsyncs, renames iter_N.tmp to iter_N, replaces
+ * latest_checkpointed_iteration.txt. Collective. On any failure, on any rank, every rank returns the error and the
+ * previous checkpoint is untouched. */
+mc_status mt_checkpoint_save(const char *dir, mc_world *world, const mt_ckpt_state *state, const mt_ckpt_item *items,
+                             int n_items) MC_MUST_CHECK;
+
+typedef struct mt_checkpoint mt_checkpoint;
+
+/* Opens a checkpoint for reading: `path` is SAVE (the latest iteration, or `step` >= 0) or an iter_N directory.
+ * MC_NOTFOUND, MC_INPUT. No communication. */
+mc_status mt_checkpoint_open(const char *path, int64_t step, mt_checkpoint **ckpt_out) MC_MUST_CHECK;
+void mt_checkpoint_close(mt_checkpoint *ckpt);
+/* Strings and pointers stay valid until close. */
+const mt_ckpt_state *mt_checkpoint_state(const mt_checkpoint *ckpt);
+/* Value of one option of the stored configuration by flag ("--hidden-size"), or NULL. */
+const char *mt_checkpoint_option(const mt_checkpoint *ckpt, const char *flag);
+/* Fills item->local from the slices that overlap it and verifies the checksum of every slice read. MC_NOTFOUND names a
+ * missing tensor, MC_MISMATCH differing shapes (rows beyond the stored vocabulary of a "word_embeddings" or
+ * "output_layer" tensor are padding: left as they are), MC_INPUT a damaged slice. */
+mc_status mt_checkpoint_read(mt_checkpoint *ckpt, const mt_ckpt_item *item) MC_MUST_CHECK;
+
+#ifdef __cplusplus
+}
+#endif
+#endif
