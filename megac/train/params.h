@@ -10,7 +10,10 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "megac/base/arena.h"
+#include "megac/base/pool.h"
 #include "megac/base/tensor.h"
+#include "megac/train/model_config.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -49,6 +52,64 @@ typedef struct mt_param {
     bool writes;         /* this rank's copy is the one that a checkpoint stores (data-parallel rank 0 only) */
     int64_t offset;      /* of the local tensor in every slab, in elements */
 } mt_param;
+
+/* The tensors of one transformer block, in slab order. */
+typedef enum {
+    MT_LN1_GAMMA,
+    MT_LN1_BETA,
+    MT_QKV_WEIGHT,
+    MT_QKV_BIAS,
+    MT_Q_GAMMA,
+    MT_Q_BETA,
+    MT_K_GAMMA,
+    MT_K_BETA,
+    MT_PROJ_WEIGHT,
+    MT_PROJ_BIAS,
+    MT_LN2_GAMMA,
+    MT_LN2_BETA,
+    MT_FC1_WEIGHT,
+    MT_FC1_BIAS,
+    MT_FC2_WEIGHT,
+    MT_FC2_BIAS,
+    MT_BLOCK_PARAMS,
+} mt_block_param;
+
+/* The tensors outside the blocks. */
+typedef enum {
+    MT_WORD_EMBEDDINGS,
+    MT_POSITION_EMBEDDINGS,
+    MT_FINAL_GAMMA,
+    MT_FINAL_BETA,
+    MT_OUTPUT_WEIGHT,
+    MT_OUTER_PARAMS,
+} mt_outer_param;
+
+/* The rows of one rank, in slab order: embeddings, blocks, final norm, output layer. `outer` and `block` are row
+ * numbers, -1 where this rank or this model has no such tensor. A tied output layer is row `outer[MT_OUTPUT_WEIGHT]` =
+ * `outer[MT_WORD_EMBEDDINGS]` on a stage that holds both ends, and a second copy of the embedding on the last stage of
+ * a pipeline. */
+typedef struct mt_params {
+    mt_param *rows;
+    int n_rows;
+    int outer[MT_OUTER_PARAMS];
+    int (*block)[MT_BLOCK_PARAMS]; /* [layer of this stage][tensor] */
+    int n_layers;
+    int64_t slab_elems; /* of each slab: parameters, gradients, moments */
+    int64_t n_local;    /* elements of this rank without padding */
+} mt_params;
+
+mc_status mt_params_create(const mt_model_config *c, const mt_place *p, mt_params *params_out) MC_MUST_CHECK;
+void mt_params_destroy(mt_params *params);
+
+/* Parameters of the whole model; with `real_vocab` the padding rows of the vocabulary do not count. */
+int64_t mt_params_count(const mt_model_config *c, bool real_vocab);
+
+/* View of a row's local tensor in a slab that starts at `slab`; absent (data NULL) for row -1. */
+mc_tensor mt_params_view(const mt_params *params, int row, mc_tensor slab);
+
+/* Writes initial values into the parameter slab: a pure function of (seed, parameter, global element), whatever the
+ * layout. */
+void mt_params_init(const mt_params *params, uint32_t seed, mc_tensor slab, mc_pool *pool);
 
 #ifdef __cplusplus
 }

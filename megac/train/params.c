@@ -1,0 +1,342 @@
+#include "megac/train/params.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "megac/base/alloc.h"
+#include "megac/base/rng.h"
+
+enum { ROW_ALIGN_ELEMS = 64, INIT_CHUNK_ELEMS = 1 << 16, OUTER_STREAM = 0xffff00 };
+
+/* What a tensor is, before this rank's share is worked out. */
+typedef struct spec {
+    const char *name;
+    int64_t dims[2]; /* global; dims[1] = 0: one dim */
+    enum { WHOLE, ROWS, GATED_ROWS, QKV_ROWS, COLS } shard;
+    mt_init init;
+    float std;
+    bool decay, present;
+    mt_grad_sum sum;
+} spec;
+
+typedef struct builder {
+    const mt_model_config *c;
+    const mt_place *p;
+    mt_params *out;
+    int cap_rows;
+} builder;
+
+tp_heads mt_heads(const mt_model_config *c, const mt_place *p)
+{
+    return tp_heads_of(c->heads, c->groups, c->head_dim, p->tp, p->tp_rank);
+}
+
+int64_t mt_qkv_cols(const mt_model_config *c, const tp_heads *h)
+{
+    return (int64_t)h->groups * (h->queries + 2) * c->head_dim;
+}
+
+/* Cuts dim 0 or 1 of the global tensor into this rank's ranges. */
+static void shard(const builder *b, const spec *s, mt_param *row)
+{
+    int64_t tp = b->p->tp, rank = b->p->tp_rank;
+    row->shard_dim = s->shard == COLS ? 1 : 0;
+    int64_t whole = row->global_dims[row->shard_dim];
+    row->n_ranges = 1;
+    switch (s->shard) {
+    case WHOLE:
+        row->ranges[0] = (mt_range){0, whole};
+        break;
+    case ROWS:
+    case COLS:
+        row->ranges[0] = (mt_range){rank * (whole / tp), whole / tp};
+        break;
+    case GATED_ROWS:
+        row->n_ranges = 2;
+        row->ranges[0] = (mt_range){rank * (whole / 2 / tp), whole / 2 / tp};
+        row->ranges[1] = (mt_range){whole / 2 + row->ranges[0].begin, row->ranges[0].count};
+        break;
+    case QKV_ROWS: {
+        tp_heads h = mt_heads(b->c, b->p);
+        row->n_ranges = h.replicas > 1 ? 2 : 1;
+        row->ranges[0] = (mt_range){h.q_begin, h.q_rows};
+        row->ranges[1] = (mt_range){h.kv_begin, h.kv_rows};
+        row->grad_sum = h.replicas > 1 ? MT_SUM_KV_REPLICAS : row->grad_sum;
+        break;
+    }
+    }
+    row->local_dims[0] = row->global_dims[0];
+    row->local_dims[1] = row->global_dims[1];
+    row->local_dims[row->shard_dim] = row->ranges[0].count + (row->n_ranges > 1 ? row->ranges[1].count : 0);
+}
+
+static int64_t local_elems(const mt_param *row)
+{
+    return row->local_dims[0] * (row->n_dims == 2 ? row->local_dims[1] : 1);
+}
+
+/* Adds a row and returns its number, or -1 when the model has no such tensor. */
+static int add_row(builder *b, const spec *s, int layer, uint32_t stream)
+{
+    if (!s->present) {
+        return -1;
+    }
+    MC_ASSERT(b->out->n_rows < b->cap_rows);
+    mt_param *row = &b->out->rows[b->out->n_rows];
+    *row = (mt_param){
+        .n_dims = s->dims[1] ? 2 : 1,
+        .global_dims = {s->dims[0], s->dims[1]},
+        .layer = layer,
+        .decay = s->decay,
+        .init = s->init,
+        .init_std = s->std,
+        .init_stream = mc_rng_stream(MC_RNG_INIT, stream),
+        .grad_sum = s->sum,
+    };
+    if (layer >= 0) {
+        snprintf(row->name, sizeof row->name, "decoder.layers.%d.%s", layer, s->name);
+    } else {
+        snprintf(row->name, sizeof row->name, "%s", s->name);
+    }
+    shard(b, s, row);
+    bool first_holder = s->shard != WHOLE || b->p->tp_rank == 0;
+    row->counts_in_norm = first_holder;
+    row->writes = first_holder && b->p->dp_rank == 0;
+    row->offset = b->out->slab_elems;
+    b->out->slab_elems += (local_elems(row) + ROW_ALIGN_ELEMS - 1) / ROW_ALIGN_ELEMS * ROW_ALIGN_ELEMS;
+    b->out->n_local += local_elems(row);
+    return b->out->n_rows++;
+}
+
+static void add_block(builder *b, int local_layer)
+{
+    const mt_model_config *c = b->c;
+    int layer = b->p->first_layer + local_layer;
+    /* Replicated parameters that see only this rank's rows, or only its heads. */
+    mt_grad_sum rows_sum = b->p->sequence_parallel && b->p->tp > 1 ? MT_SUM_TP : MT_SUM_NONE;
+    mt_grad_sum heads_sum = b->p->tp > 1 ? MT_SUM_TP : MT_SUM_NONE;
+    bool layernorm = c->norm == LY_LAYERNORM;
+    mt_init gamma = c->norm_one_plus_gamma ? MT_INIT_ZERO : MT_INIT_ONE;
+    mt_init weight = c->init_xavier ? MT_INIT_XAVIER : MT_INIT_NORMAL;
+    float std = c->init_std, out_std = c->init_std / sqrtf(2.0f * (float)c->n_layers);
+    int64_t C = c->hidden, H = c->head_dim, fc1 = mt_fc1_cols(c);
+    int64_t qkv = (int64_t)(c->heads + 2 * c->groups) * H;
+    bool qkv_bias = c->linear_bias || c->qkv_bias;
+    const spec specs[MT_BLOCK_PARAMS] = {
+        [MT_LN1_GAMMA] = {"input_layernorm.weight", {C}, WHOLE, gamma, 0, false, true, rows_sum},
+        [MT_LN1_BETA] = {"input_layernorm.bias", {C}, WHOLE, MT_INIT_ZERO, 0, false, layernorm, rows_sum},
+        [MT_QKV_WEIGHT] =
+            {"self_attention.linear_qkv.weight", {qkv, C}, QKV_ROWS, weight, std, true, true, MT_SUM_NONE},
+        [MT_QKV_BIAS] =
+            {"self_attention.linear_qkv.bias", {qkv}, QKV_ROWS, MT_INIT_ZERO, 0, false, qkv_bias, MT_SUM_NONE},
+        [MT_Q_GAMMA] = {"self_attention.q_layernorm.weight", {H}, WHOLE, gamma, 0, false, c->qk_norm, heads_sum},
+        [MT_Q_BETA] =
+            {"self_attention.q_layernorm.bias", {H}, WHOLE, MT_INIT_ZERO, 0, false, c->qk_norm && layernorm, heads_sum},
+        [MT_K_GAMMA] = {"self_attention.k_layernorm.weight", {H}, WHOLE, gamma, 0, false, c->qk_norm, heads_sum},
+        [MT_K_BETA] =
+            {"self_attention.k_layernorm.bias", {H}, WHOLE, MT_INIT_ZERO, 0, false, c->qk_norm && layernorm, heads_sum},
+        [MT_PROJ_WEIGHT] = {"self_attention.linear_proj.weight",
+                            {C, (int64_t)c->heads * H},
+                            COLS,
+                            weight,
+                            out_std,
+                            true,
+                            true,
+                            MT_SUM_NONE},
+        [MT_PROJ_BIAS] =
+            {"self_attention.linear_proj.bias", {C}, WHOLE, MT_INIT_ZERO, 0, false, c->linear_bias, rows_sum},
+        [MT_LN2_GAMMA] = {"pre_mlp_layernorm.weight", {C}, WHOLE, gamma, 0, false, true, rows_sum},
+        [MT_LN2_BETA] = {"pre_mlp_layernorm.bias", {C}, WHOLE, MT_INIT_ZERO, 0, false, layernorm, rows_sum},
+        [MT_FC1_WEIGHT] = {"mlp.linear_fc1.weight",
+                           {fc1, C},
+                           c->act == LY_SWIGLU ? GATED_ROWS : ROWS,
+                           weight,
+                           std,
+                           true,
+                           true,
+                           MT_SUM_NONE},
+        [MT_FC1_BIAS] = {"mlp.linear_fc1.bias",
+                         {fc1},
+                         c->act == LY_SWIGLU ? GATED_ROWS : ROWS,
+                         MT_INIT_ZERO,
+                         0,
+                         false,
+                         c->linear_bias,
+                         MT_SUM_NONE},
+        [MT_FC2_WEIGHT] = {"mlp.linear_fc2.weight", {C, c->ffn}, COLS, weight, out_std, true, true, MT_SUM_NONE},
+        [MT_FC2_BIAS] = {"mlp.linear_fc2.bias", {C}, WHOLE, MT_INIT_ZERO, 0, false, c->linear_bias, rows_sum},
+    };
+    for (int i = 0; i < MT_BLOCK_PARAMS; i++) {
+        b->out->block[local_layer][i] = add_row(b, &specs[i], layer, (uint32_t)(layer * MT_BLOCK_PARAMS + i));
+    }
+}
+
+static void add_outer(builder *b, mt_outer_param which)
+{
+    const mt_model_config *c = b->c;
+    mt_grad_sum rows_sum = b->p->sequence_parallel && b->p->tp > 1 ? MT_SUM_TP : MT_SUM_NONE;
+    mt_init gamma = c->norm_one_plus_gamma ? MT_INIT_ZERO : MT_INIT_ONE;
+    mt_init weight = c->init_xavier ? MT_INIT_XAVIER : MT_INIT_NORMAL;
+    int64_t C = c->hidden;
+    bool embedding = mt_has_embedding(b->p), head = mt_has_head(b->p), both = embedding && head;
+    /* A tied output layer is the embedding under its own name: the last stage of a pipeline holds a copy, which starts
+     * from the same numbers and stays equal because both get the summed gradient. */
+    bool copy = c->tied && head && !both;
+    const spec specs[MT_OUTER_PARAMS] = {
+        [MT_WORD_EMBEDDINGS] = {"embedding.word_embeddings.weight",
+                                {c->padded_vocab, C},
+                                ROWS,
+                                MT_INIT_NORMAL,
+                                c->embedding_init_std,
+                                true,
+                                embedding,
+                                MT_SUM_NONE},
+        [MT_POSITION_EMBEDDINGS] = {"embedding.position_embeddings.weight",
+                                    {c->max_positions, C},
+                                    WHOLE,
+                                    MT_INIT_NORMAL,
+                                    c->embedding_init_std,
+                                    true,
+                                    embedding && c->position == MT_POSITION_LEARNED,
+                                    rows_sum},
+        [MT_FINAL_GAMMA] = {"decoder.final_layernorm.weight", {C}, WHOLE, gamma, 0, false, head, rows_sum},
+        [MT_FINAL_BETA] = {"decoder.final_layernorm.bias",
+                           {C},
+                           WHOLE,
+                           MT_INIT_ZERO,
+                           0,
+                           false,
+                           head && c->norm == LY_LAYERNORM,
+                           rows_sum},
+        [MT_OUTPUT_WEIGHT] = {c->tied ? "embedding.word_embeddings.weight" : "output_layer.weight",
+                              {c->padded_vocab, C},
+                              ROWS,
+                              c->tied ? MT_INIT_NORMAL : weight,
+                              c->tied ? c->embedding_init_std : c->init_std,
+                              true,
+                              c->tied ? copy : head,
+                              MT_SUM_NONE},
+    };
+    mt_outer_param number = which == MT_OUTPUT_WEIGHT && c->tied ? MT_WORD_EMBEDDINGS : which;
+    int row = add_row(b, &specs[which], -1, OUTER_STREAM + (uint32_t)number);
+    if (row >= 0) {
+        b->out->rows[row].decoupled_lr = which == MT_WORD_EMBEDDINGS || which == MT_OUTPUT_WEIGHT;
+    }
+    if (which == MT_OUTPUT_WEIGHT && copy) {
+        b->out->rows[row].counts_in_norm = false;
+        b->out->rows[row].writes = false;
+    }
+    b->out->outer[which] = which == MT_OUTPUT_WEIGHT && c->tied && both ? b->out->outer[MT_WORD_EMBEDDINGS] : row;
+}
+
+mc_status mt_params_create(const mt_model_config *c, const mt_place *p, mt_params *params_out)
+{
+    mt_params out = {.n_layers = p->n_layers};
+    builder b = {.c = c, .p = p, .out = &out, .cap_rows = p->n_layers * MT_BLOCK_PARAMS + MT_OUTER_PARAMS};
+    mc_status st;
+    MC_TRY_GOTO(st, MC_NEW_N(&out.rows, b.cap_rows, "parameter table"), undo_all);
+    MC_TRY_GOTO(st, MC_NEW_N(&out.block, p->n_layers, "parameter table"), undo_all);
+    add_outer(&b, MT_WORD_EMBEDDINGS);
+    add_outer(&b, MT_POSITION_EMBEDDINGS);
+    for (int i = 0; i < p->n_layers; i++) {
+        add_block(&b, i);
+    }
+    add_outer(&b, MT_FINAL_GAMMA);
+    add_outer(&b, MT_FINAL_BETA);
+    add_outer(&b, MT_OUTPUT_WEIGHT);
+    *params_out = out;
+    return MC_OK;
+undo_all:
+    mt_params_destroy(&out);
+    return st;
+}
+
+void mt_params_destroy(mt_params *params)
+{
+    mc_free(params->rows);
+    mc_free(params->block);
+    *params = (mt_params){0};
+}
+
+int64_t mt_params_count(const mt_model_config *c, bool real_vocab)
+{
+    int64_t C = c->hidden, H = c->head_dim, V = real_vocab ? c->vocab : c->padded_vocab;
+    int64_t norm = c->norm == LY_LAYERNORM ? 2 : 1, bias = c->linear_bias;
+    int64_t qkv = (int64_t)(c->heads + 2 * c->groups) * H, fc1 = mt_fc1_cols(c);
+    int64_t block = 2 * norm * C + qkv * C + (bias || c->qkv_bias ? qkv : 0) + (c->qk_norm ? 2 * norm * H : 0) +
+                    C * c->heads * H + bias * C + fc1 * C + bias * fc1 + C * c->ffn + bias * C;
+    int64_t outer =
+        V * C * (c->tied ? 1 : 2) + (c->position == MT_POSITION_LEARNED ? c->max_positions * C : 0) + norm * C;
+    return block * c->n_layers + outer;
+}
+
+mc_tensor mt_params_view(const mt_params *params, int row, mc_tensor slab)
+{
+    if (row < 0) {
+        return (mc_tensor){0};
+    }
+    const mt_param *r = &params->rows[row];
+    void *data = (char *)slab.data + (size_t)r->offset * mc_dtype_bytes(slab.dtype);
+    return r->n_dims == 2 ? mc_tensor_2d(data, slab.dtype, r->local_dims[0], r->local_dims[1])
+                          : mc_tensor_1d(data, slab.dtype, r->local_dims[0]);
+}
+
+/* `count` values from global element `first` on. */
+static void init_run(const mt_param *r, uint32_t seed, int64_t first, int64_t count, float *out)
+{
+    if (r->init == MT_INIT_NORMAL) {
+        mc_rng_normal(seed, r->init_stream, (uint64_t)first, count, r->init_std, out);
+    } else if (r->init == MT_INIT_XAVIER) {
+        float limit = sqrtf(6.0f / (float)(r->global_dims[0] + r->global_dims[1]));
+        mc_rng_uniform_fill(seed, r->init_stream, (uint64_t)first, count, limit, out);
+    } else {
+        for (int64_t i = 0; i < count; i++) {
+            out[i] = r->init == MT_INIT_ONE ? 1.0f : 0.0f;
+        }
+    }
+}
+
+/* Local rows [begin, end) of a tensor; a 1-D tensor is a column of rows of one element. */
+static void init_rows(const mt_param *r, uint32_t seed, float *local, int64_t begin, int64_t end)
+{
+    int64_t cols = r->n_dims == 2 ? r->local_dims[1] : 1, global_cols = r->n_dims == 2 ? r->global_dims[1] : 1;
+    for (int64_t row = begin; row < end; row++) {
+        int64_t global_row = row, first_col = 0;
+        if (r->shard_dim == 1) {
+            first_col = r->ranges[0].begin;
+        } else {
+            int part = row >= r->ranges[0].count;
+            global_row = r->ranges[part].begin + row - (part ? r->ranges[0].count : 0);
+        }
+        init_run(r, seed, global_row * global_cols + first_col, cols, local + row * cols);
+    }
+}
+
+typedef struct init_job {
+    const mt_param *row;
+    uint32_t seed;
+    float *local;
+    int64_t rows_per_task;
+} init_job;
+
+static void init_task(void *arg, int task, int thread, void *scratch)
+{
+    (void)thread;
+    (void)scratch;
+    const init_job *job = arg;
+    int64_t begin = task * job->rows_per_task, end = begin + job->rows_per_task;
+    init_rows(job->row, job->seed, job->local, begin, end < job->row->local_dims[0] ? end : job->row->local_dims[0]);
+}
+
+void mt_params_init(const mt_params *params, uint32_t seed, mc_tensor slab, mc_pool *pool)
+{
+    MC_ASSERT(slab.dtype == MC_F32);
+    for (int i = 0; i < params->n_rows; i++) {
+        const mt_param *r = &params->rows[i];
+        int64_t cols = r->n_dims == 2 ? r->local_dims[1] : 1;
+        init_job job = {r, seed, (float *)slab.data + r->offset, cols < INIT_CHUNK_ELEMS ? INIT_CHUNK_ELEMS / cols : 1};
+        int64_t tasks = (r->local_dims[0] + job.rows_per_task - 1) / job.rows_per_task;
+        mc_pool_run(pool, (int)tasks, init_task, &job);
+    }
+}
