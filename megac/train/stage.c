@@ -1,0 +1,194 @@
+#include "megac/train/stage.h"
+
+#include <math.h>
+
+#include "megac/base/alloc.h"
+
+static void bind_blocks(mt_stage *s)
+{
+    for (int i = 0; i < s->place.n_layers; i++) {
+        mt_block *b = &s->blocks[i];
+        b->layer = s->place.first_layer + i;
+        for (int j = 0; j < MT_BLOCK_PARAMS; j++) {
+            b->p[j] = mt_params_view(&s->params, s->params.block[i][j], s->param_slab);
+            b->d[j] = mt_params_view(&s->params, s->params.block[i][j], s->grad_slab);
+        }
+    }
+}
+
+static void bind_outer(mt_stage *s)
+{
+    const int *row = s->params.outer;
+    int64_t vocab_local = s->c->padded_vocab / s->place.tp, vocab0 = vocab_local * s->place.tp_rank;
+    s->embedding = (tp_embedding){
+        .table = mt_params_view(&s->params, row[MT_WORD_EMBEDDINGS], s->param_slab),
+        .dtable = mt_params_view(&s->params, row[MT_WORD_EMBEDDINGS], s->grad_slab),
+        .positions = mt_params_view(&s->params, row[MT_POSITION_EMBEDDINGS], s->param_slab),
+        .dpositions = mt_params_view(&s->params, row[MT_POSITION_EMBEDDINGS], s->grad_slab),
+        .vocab0 = vocab0,
+    };
+    s->head = (tp_head){
+        .weight = mt_params_view(&s->params, row[MT_OUTPUT_WEIGHT], s->param_slab),
+        .dweight = mt_params_view(&s->params, row[MT_OUTPUT_WEIGHT], s->grad_slab),
+        .vocab0 = vocab0,
+        .vocab_valid = s->c->vocab,
+        .chunk_rows = s->sizes.head_chunk_rows,
+    };
+    s->final_gamma = mt_params_view(&s->params, row[MT_FINAL_GAMMA], s->param_slab);
+    s->final_beta = mt_params_view(&s->params, row[MT_FINAL_BETA], s->param_slab);
+    s->dfinal_gamma = mt_params_view(&s->params, row[MT_FINAL_GAMMA], s->grad_slab);
+    s->dfinal_beta = mt_params_view(&s->params, row[MT_FINAL_BETA], s->grad_slab);
+}
+
+static mc_tensor take_rows(mt_stage *s, mc_arena *arena)
+{
+    int64_t rows = s->sizes.micro_batch * s->c->seq_length;
+    return mc_arena_take_2d(arena, MC_F32, tp_local_rows(&s->x.tp, rows), s->c->hidden);
+}
+
+/* The first slot's block activations serve evaluation too, where they live no longer than one block. */
+static mc_status take_slots(mt_stage *s)
+{
+    int n_slots = s->sizes.n_slots > 0 ? s->sizes.n_slots : 1, n_layers = s->place.n_layers;
+    mc_arena *stash = &s->arenas->stash;
+    MC_TRY(MC_NEW_N(&s->slots, n_slots, "activation slots"));
+    for (int i = 0; i < n_slots; i++) {
+        MC_TRY(MC_NEW_N(&s->slots[i].blocks, n_layers, "activation slots"));
+        for (int l = 0; l < n_layers; l++) {
+            mt_block_stash *b = &s->slots[i].blocks[l];
+            if (s->sizes.n_slots == 0 && l > 0) {
+                *b = s->slots[i].blocks[0];
+            } else {
+                mt_block_stash_take(&s->x, s->sizes.micro_batch, stash, b);
+            }
+            b->h_in = l > 0 ? take_rows(s, stash) : (mc_tensor){0};
+        }
+    }
+    return MC_OK;
+}
+
+static mc_status take_io(mt_stage *s)
+{
+    int64_t rows = s->sizes.micro_batch * s->c->seq_length;
+    mc_arena *stash = &s->arenas->stash;
+    bool ends = mt_has_embedding(&s->place) || mt_has_head(&s->place);
+    MC_TRY(MC_NEW_N(&s->io, s->sizes.n_io, "activation slots"));
+    for (int i = 0; i < s->sizes.n_io; i++) {
+        mt_io *io = &s->io[i];
+        io->h_in = take_rows(s, stash);
+        io->h_out = take_rows(s, stash);
+        if (ends) {
+            io->tokens = mc_arena_take_1d(stash, MC_I32, rows);
+            io->targets = mc_arena_take_1d(stash, MC_I32, rows);
+            io->weights = mc_arena_take_1d(stash, MC_F32, rows);
+        }
+    }
+    for (int i = 0; i < PP_GRAD_BUFFERS && s->sizes.n_slots > 0; i++) {
+        /* One stage alone needs one buffer: nothing is in flight. */
+        s->grads[i] = i > 0 && s->place.pp == 1 ? s->grads[0] : take_rows(s, stash);
+    }
+    if (mt_has_head(&s->place)) {
+        s->losses = mc_arena_take_2d(stash, MC_F32, s->sizes.max_micro, rows);
+    }
+    return MC_OK;
+}
+
+static void take_rope(mt_stage *s)
+{
+    int64_t half = (int64_t)(s->c->head_dim * s->c->rope.percent) / 2;
+    if (s->c->position == MT_POSITION_ROPE && half > 0) {
+        s->x.rope_cos = mc_arena_take_2d(&s->arenas->process, MC_F32, s->c->seq_length, half);
+        s->x.rope_sin = mc_arena_take_2d(&s->arenas->process, MC_F32, s->c->seq_length, half);
+    }
+}
+
+mc_status mt_stage_create(const mt_model_config *c, const mt_place *place, const mt_stage_sizes *sizes,
+                          const ly_ctx *ly, const mc_comm *tp_comm, mc_device *dev, mt_arenas *arenas,
+                          mt_stage **stage_out)
+{
+    mt_stage *s;
+    mc_status st;
+    MC_TRY(MC_NEW(&s, "pipeline stage"));
+    s->c = c;
+    s->place = *place;
+    s->sizes = *sizes;
+    s->ly = *ly;
+    s->dev = dev;
+    s->arenas = arenas;
+    s->x.c = c;
+    s->x.heads = mt_heads(c, place);
+    s->x.tp = (tp_ctx){
+        .ly = &s->ly, .comm = tp_comm, .scratch = &arenas->scratch, .sequence_parallel = place->sequence_parallel};
+    MC_TRY_GOTO(st, mt_params_create(c, place, &s->params), undo_stage);
+    MC_TRY_GOTO(st, MC_NEW_N(&s->blocks, place->n_layers, "blocks"), undo_stage);
+    s->param_slab = mc_arena_take_1d(&arenas->params, MC_F32, s->params.slab_elems);
+    s->grad_slab = mc_arena_take_1d(&arenas->grads, MC_F32, sizes->n_slots > 0 ? s->params.slab_elems : 0);
+    bind_blocks(s);
+    bind_outer(s);
+    MC_TRY_GOTO(st, take_slots(s), undo_stage);
+    MC_TRY_GOTO(st, take_io(s), undo_stage);
+    take_rope(s);
+    *stage_out = s;
+    return MC_OK;
+undo_stage:
+    mt_stage_destroy(s);
+    return st;
+}
+
+void mt_stage_destroy(mt_stage *s)
+{
+    if (!s) {
+        return;
+    }
+    for (int i = 0; s->slots && i < (s->sizes.n_slots > 0 ? s->sizes.n_slots : 1); i++) {
+        mc_free(s->slots[i].blocks);
+    }
+    mc_free(s->slots);
+    mc_free(s->io);
+    mc_free(s->blocks);
+    mt_params_destroy(&s->params);
+    mc_free(s);
+}
+
+/* Inverse frequency of pair i of `half`, after Llama 3.1's scaling where asked: long wavelengths are stretched by the
+ * factor, short ones kept, those between mixed (Llama 3.1 reference: low 1, high 4, original context 8192). */
+static double rope_frequency(const mt_rope_config *r, int64_t i, int64_t half)
+{
+    double f = pow(r->base, -(double)i / (double)half);
+    if (!r->llama3_scaling) {
+        return f;
+    }
+    const double low = 1, high = 4, original = 8192;
+    double wavelength = 6.283185307179586 / f;
+    if (wavelength > original / low) {
+        return f / r->scaling_factor;
+    }
+    if (wavelength < original / high) {
+        return f;
+    }
+    double mix = (original / wavelength - low) / (high - low);
+    return (1 - mix) * f / r->scaling_factor + mix * f;
+}
+
+static void init_rope(mt_stage *s)
+{
+    if (!mc_tensor_present(s->x.rope_cos)) {
+        return;
+    }
+    int64_t half = s->x.rope_cos.dims[1];
+    float *cosines = s->x.rope_cos.data, *sines = s->x.rope_sin.data;
+    for (int64_t i = 0; i < half; i++) {
+        double f = rope_frequency(&s->c->rope, i, half);
+        for (int64_t t = 0; t < s->c->seq_length; t++) {
+            double angle = (double)t / s->c->rope.interpolation_factor * f;
+            cosines[t * half + i] = (float)cos(angle);
+            sines[t * half + i] = (float)sin(angle);
+        }
+    }
+}
+
+void mt_stage_init_values(mt_stage *s, mc_pool *pool)
+{
+    init_rope(s);
+    mt_params_init(&s->params, s->c->seed, s->param_slab, pool);
+}

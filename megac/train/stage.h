@@ -1,0 +1,91 @@
+/* One pipeline stage of the model on one rank: [embedding] blocks [final norm, output layer, loss], as pp_stage_ops.
+ *
+ * A stage is laid out twice by the same code: once over measuring arenas (for the plan), once over memory. In between,
+ * the planner runs a forward and a backward with operators and communicators that do nothing, which gives scratch its
+ * size. */
+#ifndef MEGAC_TRAIN_STAGE_H
+#define MEGAC_TRAIN_STAGE_H
+
+#include "datasets/ds.h"
+#include "megac/train/block.h"
+#include "pipeline/pp.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* The slabs of a rank, by lifetime. */
+typedef struct mt_arenas {
+    mc_arena params, grads, optimizer, stash, scratch, process;
+} mt_arenas;
+
+typedef struct mt_stage_sizes {
+    int64_t micro_batch;
+    int n_slots;   /* micro-batches whose activations live at once in training; 0: no backward will run */
+    int n_io;      /* micro-batches whose input and output live at once (>= n_slots; evaluation may need more) */
+    int max_micro; /* micro-batches of a step */
+    int64_t head_chunk_rows;
+} mt_stage_sizes;
+
+/* Activations of one micro-batch. */
+typedef struct mt_slot {
+    mt_block_stash *blocks; /* [layer of this stage]; absent in slots that only evaluation uses */
+} mt_slot;
+
+typedef struct mt_io {
+    mc_tensor h_in, h_out;              /* (Rl,C): from the previous stage or the embedding; to the next or the head */
+    mc_tensor tokens, targets, weights; /* (R) */
+} mt_io;
+
+/* Called when every gradient at or after element `from` of the slab is final for this step. */
+typedef mc_status (*mt_grads_ready_fn)(void *arg, int64_t from);
+
+typedef struct mt_stage {
+    const mt_model_config *c;
+    mt_place place;
+    mt_stage_sizes sizes;
+    mt_block_ctx x;
+    ly_ctx ly;
+    mc_device *dev;
+    mt_arenas *arenas;
+    mt_params params;
+    mc_tensor param_slab, grad_slab; /* 1-D */
+    mt_block *blocks;
+    tp_embedding embedding;
+    tp_head head;
+    mc_tensor final_gamma, final_beta, dfinal_gamma, dfinal_beta;
+    mt_slot *slots;
+    mt_io *io;
+    mc_tensor grads[PP_GRAD_BUFFERS]; /* (Rl,C) */
+    mc_tensor losses;                 /* (max_micro, R) f32, of the step under way */
+    /* What the loop sets for each step. */
+    const ds_loader *loader; /* NULL: dry run */
+    bool training;
+    float loss_scale; /* of the sum of weighted token losses: the only place where the loss is scaled is the loop */
+    mt_grads_ready_fn grads_ready; /* (optional) default: nothing */
+    void *grads_ready_arg;
+} mt_stage;
+
+extern const pp_stage_ops mt_stage_ops;
+
+/* Lays out parameters, gradients, activations over `arenas`; takes no memory of its own but the tables. `ly` and
+ * `tp_comm` are kept. */
+mc_status mt_stage_create(const mt_model_config *c, const mt_place *place, const mt_stage_sizes *sizes,
+                          const ly_ctx *ly, const mc_comm *tp_comm, mc_device *dev, mt_arenas *arenas,
+                          mt_stage **stage_out) MC_MUST_CHECK;
+void mt_stage_destroy(mt_stage *stage);
+
+/* Writes the rotary tables and initial parameters (host memory on the CPU). */
+void mt_stage_init_values(mt_stage *stage, mc_pool *pool);
+
+/* For generation: forward of `len` tokens (one sequence) through this stage, from io 0; the caller moves activations
+ * between stages. On the last stage *logits_out is (tp, 1, Vl) of the last position. */
+mc_status mt_stage_forward_tokens(mt_stage *stage, int64_t len, mc_tensor *logits_out) MC_MUST_CHECK;
+/* Views of io 0's activations for a sequence of `len` tokens. */
+mc_tensor mt_stage_token_input(mt_stage *stage, int64_t len);
+mc_tensor mt_stage_token_output(mt_stage *stage, int64_t len);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

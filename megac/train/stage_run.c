@@ -1,0 +1,204 @@
+/* Forward and backward of a stage: what pp_exec calls. */
+#include "megac/base/rng.h"
+#include "megac/train/stage.h"
+
+static mt_micro micro_of(const mt_stage *s, int micro)
+{
+    return (mt_micro){
+        .batch = s->sizes.micro_batch,
+        .seq_len = s->c->seq_length,
+        .sample0 = s->loader ? ds_loader_batch(s->loader, micro).sample0 : 0,
+        .dropout = s->training,
+    };
+}
+
+/* Tokens and targets of the micro-batch to the device. */
+static mc_status fetch(mt_stage *s, int micro, mt_io *io)
+{
+    if (!s->loader || !mc_tensor_present(io->tokens)) {
+        return MC_OK;
+    }
+    ds_batch b = ds_loader_batch(s->loader, micro);
+    MC_TRY(s->dev->ops->copy(s->dev, io->tokens.data, b.tokens, mc_tensor_bytes(io->tokens), s->ly.stream));
+    MC_TRY(s->dev->ops->copy(s->dev, io->targets.data, b.targets, mc_tensor_bytes(io->targets), s->ly.stream));
+    return s->dev->ops->copy(s->dev, io->weights.data, b.weights, mc_tensor_bytes(io->weights), s->ly.stream);
+}
+
+static tp_embedding embedding_of(const mt_stage *s, const mt_micro *m)
+{
+    tp_embedding e = s->embedding;
+    e.dropout = (ly_dropout){
+        .p = m->dropout ? s->c->hidden_dropout : 0.0f,
+        .seed = s->c->seed,
+        .stream = mc_rng_stream(MC_RNG_DROPOUT_EMBEDDING, 0),
+        .sample0 = m->sample0,
+        .row0 = tp_first_row(&s->x.tp, m->batch * m->seq_len),
+        .seq_len = m->seq_len,
+    };
+    return e;
+}
+
+static ly_norm_fwd final_norm(const mt_stage *s, mc_tensor h, mc_tensor n, mc_tensor stats)
+{
+    return (ly_norm_fwd){
+        .kind = s->c->norm,
+        .one_plus_gamma = s->c->norm_one_plus_gamma,
+        .eps = s->c->norm_eps,
+        .x = h,
+        .gamma = s->final_gamma,
+        .beta = s->final_beta,
+        .out = n,
+        .stats = stats,
+    };
+}
+
+/* Loss of the stage's output; with `dh` (training) its gradient too. */
+static mc_status head(mt_stage *s, int micro, const mt_io *io, mc_tensor h, mc_tensor dh)
+{
+    mc_arena *scratch = &s->arenas->scratch;
+    size_t mark = mc_arena_mark(scratch);
+    bool train = mc_tensor_present(dh);
+    mc_tensor n = mc_arena_take_2d(scratch, MC_F32, h.dims[0], h.dims[1]);
+    mc_tensor stats = mc_arena_take_2d(scratch, MC_F32, h.dims[0], 2);
+    mc_tensor losses = mc_tensor_flat(mc_tensor_slice(s->losses, 0, micro, 1));
+    mc_tensor dn = {0};
+    if (train) {
+        dn = mc_arena_take_2d(scratch, MC_F32, h.dims[0], h.dims[1]);
+    }
+    ly_norm_fwd norm = final_norm(s, h, n, stats);
+    MC_TRY(s->ly.ops->norm_fwd(&s->ly, &norm));
+    MC_TRY(tp_head_loss(&s->x.tp, &s->head, n, io->targets, io->weights, s->loss_scale, losses, dn));
+    if (train) {
+        ly_norm_bwd back = {
+            .kind = s->c->norm,
+            .one_plus_gamma = s->c->norm_one_plus_gamma,
+            .dout = dn,
+            .h = h,
+            .stats = stats,
+            .gamma = s->final_gamma,
+            .beta = s->final_beta,
+            .dh = dh,
+            .dgamma = s->dfinal_gamma,
+            .dbeta = s->dfinal_beta,
+        };
+        MC_TRY(s->ly.ops->norm_bwd(&s->ly, &back));
+    }
+    mc_arena_rewind(scratch, mark);
+    return MC_OK;
+}
+
+/* h_in of the first block -> h_out, through `blocks`' stashes; each block's output is the next one's input. */
+static mc_status run_blocks(mt_stage *s, const mt_micro *m, const mt_block_stash *stashes, mc_tensor h_in,
+                            mc_tensor h_out)
+{
+    int64_t local = tp_local_rows(&s->x.tp, m->batch * m->seq_len);
+    for (int l = 0; l < s->place.n_layers; l++) {
+        mt_block_stash full = stashes[l];
+        full.h_in = l == 0 ? h_in : full.h_in;
+        mt_block_stash view = mt_block_stash_view(&s->x, &full, m);
+        mc_tensor out = l + 1 < s->place.n_layers ? stashes[l + 1].h_in : h_out;
+        MC_TRY(mt_block_fwd(&s->x, &s->blocks[l], m, &view, mc_tensor_slice(out, 0, 0, local)));
+    }
+    return MC_OK;
+}
+
+static mc_status stage_forward(void *arg, int micro, int slot)
+{
+    mt_stage *s = arg;
+    mt_micro m = micro_of(s, micro);
+    mt_io *io = &s->io[slot];
+    MC_TRY(fetch(s, micro, io));
+    if (mt_has_embedding(&s->place)) {
+        tp_embedding e = embedding_of(s, &m);
+        MC_TRY(tp_embedding_fwd(&s->x.tp, &e, io->tokens, io->h_in));
+    }
+    MC_TRY(run_blocks(s, &m, s->slots[s->training ? slot : 0].blocks, io->h_in, io->h_out));
+    /* Training computes the loss at the head of the backward, where the logits serve the gradient as well. */
+    return mt_has_head(&s->place) && !s->training ? head(s, micro, io, io->h_out, (mc_tensor){0}) : MC_OK;
+}
+
+static mc_status ready(mt_stage *s, bool last, int row)
+{
+    return last && s->grads_ready && row >= 0 ? s->grads_ready(s->grads_ready_arg, s->params.rows[row].offset) : MC_OK;
+}
+
+static mc_status stage_backward(void *arg, pp_kind kind, int micro, int slot, int buffer, bool last)
+{
+    mt_stage *s = arg;
+    MC_ASSERT(kind == PP_BWD && s->training);
+    mt_micro m = micro_of(s, micro);
+    mt_io *io = &s->io[slot];
+    mc_tensor dh = s->grads[buffer];
+    if (mt_has_head(&s->place)) {
+        MC_TRY(head(s, micro, io, io->h_out, dh));
+        MC_TRY(ready(s, last, s->params.outer[MT_FINAL_GAMMA]));
+    }
+    for (int l = s->place.n_layers - 1; l >= 0; l--) {
+        mt_block_stash full = s->slots[slot].blocks[l];
+        full.h_in = l == 0 ? io->h_in : full.h_in;
+        MC_TRY(mt_block_bwd(&s->x, &s->blocks[l], &m, &full, dh));
+        MC_TRY(ready(s, last, s->params.block[l][MT_LN1_GAMMA]));
+    }
+    if (mt_has_embedding(&s->place)) {
+        size_t mark = mc_arena_mark(&s->arenas->scratch);
+        tp_embedding e = embedding_of(s, &m);
+        MC_TRY(tp_embedding_bwd(&s->x.tp, &e, io->tokens, dh));
+        mc_arena_rewind(&s->arenas->scratch, mark);
+        MC_TRY(ready(s, last, s->params.outer[MT_WORD_EMBEDDINGS]));
+    }
+    return MC_OK;
+}
+
+static mc_tensor stage_input(void *arg, int slot)
+{
+    return ((mt_stage *)arg)->io[slot].h_in;
+}
+
+static mc_tensor stage_output(void *arg, int slot)
+{
+    return ((mt_stage *)arg)->io[slot].h_out;
+}
+
+static mc_tensor stage_grad(void *arg, int buffer)
+{
+    return ((mt_stage *)arg)->grads[buffer];
+}
+
+const pp_stage_ops mt_stage_ops = {
+    .forward = stage_forward,
+    .backward = stage_backward,
+    .input = stage_input,
+    .output = stage_output,
+    .grad = stage_grad,
+};
+
+mc_tensor mt_stage_token_input(mt_stage *s, int64_t len)
+{
+    return mc_tensor_slice(s->io[0].h_in, 0, 0, tp_local_rows(&s->x.tp, len));
+}
+
+mc_tensor mt_stage_token_output(mt_stage *s, int64_t len)
+{
+    return mc_tensor_slice(s->io[0].h_out, 0, 0, tp_local_rows(&s->x.tp, len));
+}
+
+mc_status mt_stage_forward_tokens(mt_stage *s, int64_t len, mc_tensor *logits_out)
+{
+    mt_micro m = {.batch = 1, .seq_len = len};
+    mc_arena *scratch = &s->arenas->scratch;
+    mc_tensor h_in = mt_stage_token_input(s, len), h_out = mt_stage_token_output(s, len), full;
+    if (mt_has_embedding(&s->place)) {
+        tp_embedding e = embedding_of(s, &m);
+        MC_TRY(tp_embedding_fwd(&s->x.tp, &e, mc_tensor_slice(s->io[0].tokens, 0, 0, len), h_in));
+    }
+    MC_TRY(run_blocks(s, &m, s->slots[0].blocks, h_in, h_out));
+    if (!mt_has_head(&s->place)) {
+        return MC_OK;
+    }
+    MC_TRY(tp_gather(&s->x.tp, h_out, &full));
+    mc_tensor last = mc_tensor_slice(full, 0, len - 1, 1);
+    mc_tensor n = mc_arena_take_2d(scratch, MC_F32, 1, s->c->hidden);
+    ly_norm_fwd norm = final_norm(s, last, n, mc_arena_take_2d(scratch, MC_F32, 1, 2));
+    MC_TRY(s->ly.ops->norm_fwd(&s->ly, &norm));
+    return tp_head_logits(&s->x.tp, &s->head, n, logits_out);
+}
