@@ -61,7 +61,11 @@ static mc_status take_slots(mt_stage *s)
             } else {
                 mt_block_stash_take(&s->x, s->sizes.micro_batch, stash, b);
             }
-            b->h_in = l > 0 ? take_rows(s, stash) : (mc_tensor){0};
+            if (s->sizes.n_slots == 0 && l > 2) {
+                b->h_in = s->slots[i].blocks[l - 2].h_in; /* nothing is kept: two buffers take turns */
+            } else {
+                b->h_in = l > 0 ? take_rows(s, stash) : (mc_tensor){0};
+            }
         }
     }
     return MC_OK;

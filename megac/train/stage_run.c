@@ -38,6 +38,19 @@ static tp_embedding embedding_of(const mt_stage *s, const mt_micro *m)
     return e;
 }
 
+/* The first stage's input; nothing on the others, where it was received. */
+static mc_status embed(mt_stage *s, const mt_micro *m, mc_tensor tokens, mc_tensor h)
+{
+    if (!mt_has_embedding(&s->place)) {
+        return MC_OK;
+    }
+    size_t mark = mc_arena_mark(&s->arenas->scratch);
+    tp_embedding e = embedding_of(s, m);
+    MC_TRY(tp_embedding_fwd(&s->x.tp, &e, mc_tensor_slice(tokens, 0, 0, m->batch * m->seq_len), h));
+    mc_arena_rewind(&s->arenas->scratch, mark);
+    return MC_OK;
+}
+
 static ly_norm_fwd final_norm(const mt_stage *s, mc_tensor h, mc_tensor n, mc_tensor stats)
 {
     return (ly_norm_fwd){
@@ -108,10 +121,7 @@ static mc_status stage_forward(void *arg, int micro, int slot)
     mt_micro m = micro_of(s, micro);
     mt_io *io = &s->io[slot];
     MC_TRY(fetch(s, micro, io));
-    if (mt_has_embedding(&s->place)) {
-        tp_embedding e = embedding_of(s, &m);
-        MC_TRY(tp_embedding_fwd(&s->x.tp, &e, io->tokens, io->h_in));
-    }
+    MC_TRY(embed(s, &m, io->tokens, io->h_in));
     MC_TRY(run_blocks(s, &m, s->slots[s->training ? slot : 0].blocks, io->h_in, io->h_out));
     /* Training computes the loss at the head of the backward, where the logits serve the gradient as well. */
     return mt_has_head(&s->place) && !s->training ? head(s, micro, io, io->h_out, (mc_tensor){0}) : MC_OK;
@@ -187,10 +197,7 @@ mc_status mt_stage_forward_tokens(mt_stage *s, int64_t len, mc_tensor *logits_ou
     mt_micro m = {.batch = 1, .seq_len = len};
     mc_arena *scratch = &s->arenas->scratch;
     mc_tensor h_in = mt_stage_token_input(s, len), h_out = mt_stage_token_output(s, len), full;
-    if (mt_has_embedding(&s->place)) {
-        tp_embedding e = embedding_of(s, &m);
-        MC_TRY(tp_embedding_fwd(&s->x.tp, &e, mc_tensor_slice(s->io[0].tokens, 0, 0, len), h_in));
-    }
+    MC_TRY(embed(s, &m, s->io[0].tokens, h_in));
     MC_TRY(run_blocks(s, &m, s->slots[0].blocks, h_in, h_out));
     if (!mt_has_head(&s->place)) {
         return MC_OK;
