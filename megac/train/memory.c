@@ -1,0 +1,117 @@
+#include "megac/train/memory.h"
+
+#include "megac/base/alloc.h"
+
+static void measuring(mt_arenas *a)
+{
+    mc_arena_init(&a->params, "parameters");
+    mc_arena_init(&a->grads, "gradients");
+    mc_arena_init(&a->optimizer, "optimizer");
+    mc_arena_init(&a->stash, "activations");
+    mc_arena_init(&a->scratch, "scratch");
+    mc_arena_init(&a->process, "process");
+}
+
+size_t mt_memory_total(const mt_memory_plan *p)
+{
+    return p->params + p->grads + p->optimizer + p->stash + p->scratch + p->process + p->host;
+}
+
+/* One micro-batch forward and backward, and one for evaluation, with operators and groups that do nothing: what remains
+ * is the sequence of takes from scratch, whose peak is the plan. */
+static mc_status run_dry(mt_stage *stage)
+{
+    mc_tensor logits;
+    size_t mark = mc_arena_mark(&stage->arenas->scratch);
+    if (stage->sizes.n_slots > 0) {
+        stage->training = true;
+        MC_TRY(mt_stage_ops.forward(stage, 0, 0));
+        MC_TRY(mt_stage_ops.backward(stage, PP_BWD, 0, 0, 0, true));
+    }
+    stage->training = false;
+    MC_TRY(mt_stage_ops.forward(stage, 0, 0));
+    /* Generation runs one sequence, without sequence parallelism (its rows may be odd). */
+    if (!stage->place.sequence_parallel) {
+        MC_TRY(mt_stage_forward_tokens(stage, stage->c->seq_length, &logits));
+        mc_arena_rewind(&stage->arenas->scratch, mark);
+    }
+    return MC_OK;
+}
+
+mc_status mt_memory_measure(const mt_memory_request *rq, mt_memory_plan *plan_out)
+{
+    const mt_place *p = &rq->place;
+    mt_arenas a;
+    ly_ctx ly = {0};
+    mc_device dev;
+    mt_stage *stage = NULL;
+    mt_optimizer *optimizer = NULL;
+    mc_status st;
+    measuring(&a);
+    mc_comm tp = mc_comm_plan("tp", p->tp_rank, p->tp), dp = mc_comm_plan("dp", p->dp_rank, p->dp);
+    mt_grad_comms comms = {&tp, &tp, &tp, &tp};
+    MC_TRY(mc_device_open("cpu", 0, &dev));
+    MC_TRY(ly_ops_get("plan", &ly.ops));
+    MC_TRY(mt_stage_create(rq->model, p, &rq->sizes, &ly, &tp, &dev, &a, &stage));
+    if (rq->sizes.n_slots > 0) {
+        MC_TRY_GOTO(st, mt_optimizer_create(&rq->optimizer, stage, &dp, &comms, 1, &optimizer), undo_stage);
+    }
+    MC_TRY_GOTO(st, run_dry(stage), undo_stage);
+    *plan_out = (mt_memory_plan){
+        .params = a.params.peak_bytes,
+        .grads = a.grads.peak_bytes,
+        .optimizer = a.optimizer.peak_bytes,
+        .stash = a.stash.peak_bytes,
+        .scratch = a.scratch.peak_bytes,
+        .process = a.process.peak_bytes,
+        .host = mc_pool_plan_bytes(rq->n_threads, LY_POOL_SCRATCH_BYTES) + rq->loader_bytes,
+    };
+undo_stage:
+    mt_optimizer_destroy(optimizer);
+    mt_stage_destroy(stage);
+    mc_device_close(&dev);
+    return st;
+}
+
+/* Hands the next `bytes` of a block to an arena. */
+static void carve(char **at, mc_arena *arena, size_t bytes)
+{
+    mc_arena_bind(arena, *at, bytes);
+    *at += bytes;
+}
+
+mc_status mt_memory_reserve(mt_memory *memory, const mt_memory_plan *plan, mc_device *dev, mc_world *world,
+                            mt_arenas *arenas)
+{
+    size_t own = plan->params + plan->optimizer + plan->process, shared = plan->grads + plan->stash + plan->scratch;
+    bool alone = mc_world_job(world)->size == 1;
+    mt_memory m = {.plan = *plan, .dev = dev, .own_bytes = own + (alone ? shared : 0)};
+    void *exchanged = NULL;
+    measuring(arenas);
+    MC_TRY(dev->ops->alloc(dev, MC_MEM_DEVICE, m.own_bytes, "parameters and optimizer", &m.own));
+    if (!alone) {
+        mc_status st = mc_world_map(world, shared, "activations and gradients", &exchanged);
+        if (st != MC_OK) {
+            dev->ops->free(dev, MC_MEM_DEVICE, m.own, m.own_bytes);
+            return st;
+        }
+    }
+    char *at = m.own;
+    carve(&at, &arenas->params, plan->params);
+    carve(&at, &arenas->optimizer, plan->optimizer);
+    carve(&at, &arenas->process, plan->process);
+    at = alone ? at : exchanged;
+    carve(&at, &arenas->grads, plan->grads);
+    carve(&at, &arenas->stash, plan->stash);
+    carve(&at, &arenas->scratch, plan->scratch);
+    *memory = m;
+    return MC_OK;
+}
+
+void mt_memory_release(mt_memory *memory)
+{
+    if (memory->own) {
+        memory->dev->ops->free(memory->dev, MC_MEM_DEVICE, memory->own, memory->own_bytes);
+    }
+    *memory = (mt_memory){0};
+}

@@ -1,0 +1,49 @@
+/* The memory of one rank: planned by running the layout and one micro-batch dry, then reserved to the byte. */
+#ifndef MEGAC_TRAIN_MEMORY_H
+#define MEGAC_TRAIN_MEMORY_H
+
+#include "megac/base/world.h"
+#include "megac/train/optimizer.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct mt_memory_request {
+    const mt_model_config *model;
+    mt_place place;
+    mt_stage_sizes sizes;
+    mt_optimizer_config optimizer; /* read where sizes.n_slots > 0 (training) */
+    int n_threads;
+    size_t loader_bytes; /* the batches read ahead */
+} mt_memory_request;
+
+/* Bytes by arena, in the order that `megac plan` prints. */
+typedef struct mt_memory_plan {
+    size_t params, grads, optimizer, stash, scratch, process; /* arenas on the device */
+    size_t host;                                              /* thread scratch and batches read ahead, on the heap */
+} mt_memory_plan;
+
+size_t mt_memory_total(const mt_memory_plan *plan);
+
+/* What this rank will reserve. Runs no arithmetic and touches no memory of the model. */
+mc_status mt_memory_measure(const mt_memory_request *rq, mt_memory_plan *plan_out) MC_MUST_CHECK;
+
+/* The reserved slabs of a rank. Gradients, activations and scratch are communicated, so with several ranks they lie in
+ * memory that the ranks of a node share. */
+typedef struct mt_memory {
+    mt_memory_plan plan;
+    mc_device *dev;
+    void *own; /* params, optimizer, process; and the rest where the world has one rank */
+    size_t own_bytes;
+} mt_memory;
+
+/* Reserves exactly the plan and binds the arenas. Collective over the world. */
+mc_status mt_memory_reserve(mt_memory *memory, const mt_memory_plan *plan, mc_device *dev, mc_world *world,
+                            mt_arenas *arenas) MC_MUST_CHECK;
+void mt_memory_release(mt_memory *memory);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
