@@ -69,7 +69,7 @@ static void write_step(const mt_metrics *m, const mt_metrics_step *s)
 static void print_progress(const mt_metrics *m, const mt_metrics_step *s)
 {
     double rate = (double)m->window_tokens / m->window_seconds;
-    char of[32] = "", left[32] = "", mfu[64] = "";
+    char of[32] = "", left[48] = "", mfu[64] = "";
     if (m->total_iterations > 0) {
         int64_t seconds =
             (int64_t)((double)(m->total_iterations - s->iteration) * m->window_seconds / (double)m->window_steps);
