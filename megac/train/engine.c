@@ -1,0 +1,147 @@
+#include "megac/train/engine.h"
+
+#include "megac/base/alloc.h"
+
+/* First and last stage of this rank's pipeline share a group where a tied embedding is held twice. */
+static mc_status embedding_group(mt_engine *e)
+{
+    mc_world *w = e->world;
+    mc_group pipe = mc_grid_group(&e->setup.grid, mc_world_job(w)->rank, 1u << MC_AXIS_PP);
+    bool end = pipe.index == 0 || pipe.index == pipe.size - 1;
+    return mc_world_split(w, end && pipe.size > 1 ? pipe.color : -1, "embedding", &e->groups.embedding);
+}
+
+static mc_status kv_group(mt_engine *e)
+{
+    mc_world *w = e->world;
+    tp_heads h = mt_heads(&e->setup.model, &e->place);
+    mc_group tp = mc_grid_group(&e->setup.grid, mc_world_job(w)->rank, 1u << MC_AXIS_TP);
+    int shared = tp.color * e->place.tp + e->place.tp_rank / h.replicas;
+    return mc_world_split(w, h.replicas > 1 ? shared : -1, "kv-replicas", &e->groups.kv_replicas);
+}
+
+static mc_status open_groups(mt_engine *e)
+{
+    const mc_grid *grid = &e->setup.grid;
+    MC_TRY(mc_world_group(e->world, grid, 1u << MC_AXIS_TP, "tp", &e->groups.tp));
+    MC_TRY(mc_world_group(e->world, grid, 1u << MC_AXIS_DP | 1u << MC_AXIS_CP, "dp", &e->groups.dp));
+    MC_TRY(mc_world_group(e->world, grid, 1u << MC_AXIS_PP, "pp", &e->groups.pp));
+    MC_TRY(kv_group(e));
+    return embedding_group(e);
+}
+
+static mc_status open_plans(mt_engine *e)
+{
+    pp_shape shape = {.n_stages = e->place.pp, .stage = e->place.stage, .n_micro = e->setup.max_micro};
+    MC_TRY(pp_plan_init(&e->train_plan, e->setup.max_micro));
+    MC_TRY(pp_plan_init(&e->eval_plan, e->setup.max_micro));
+    MC_TRY(pp_plan_make(&e->train_plan, e->setup.schedule, &shape));
+    shape.forward_only = true;
+    return pp_plan_make(&e->eval_plan, e->setup.schedule, &shape);
+}
+
+/* Plan, reserve, lay out for real. */
+static mc_status open_model(mt_engine *e)
+{
+    const mt_setup *s = &e->setup;
+    const mt_options *o = s->o;
+    mt_memory_plan plan;
+    mt_memory_request rq = mt_setup_memory(s, mc_world_job(e->world)->rank);
+    MC_TRY(mt_memory_measure(&rq, &plan));
+    MC_TRY(mt_memory_reserve(&e->memory, &plan, &e->dev, e->world, &e->arenas));
+    MC_TRY(mt_stage_create(&s->model, &e->place, &rq.sizes, &e->ly, &e->groups.tp, &e->dev, &e->arenas, &e->stage));
+    mt_stage_init_values(e->stage, e->pool);
+    if (s->purpose != MT_FOR_TRAINING) {
+        return MC_OK;
+    }
+    mt_grad_comms comms = {&e->groups.tp, &e->groups.kv_replicas, &e->groups.embedding, mc_world_comm(e->world)};
+    MC_TRY(mt_optimizer_create(&s->optimizer, e->stage, &e->groups.dp, &comms, o->ddp_bucket_size, &e->optimizer));
+    e->stage->grads_ready = mt_data_parallel_ready;
+    e->stage->grads_ready_arg = &e->optimizer->dp;
+    return MC_OK;
+}
+
+static mc_status create(mt_engine *e, const mt_options *o, mt_purpose purpose, const ds_source *data)
+{
+    const mc_job *job = mc_world_job(e->world);
+    MC_TRY(mt_setup_init(&e->setup, o, purpose, job->size, job->local_size, data));
+    e->place = mt_setup_place(&e->setup, job->rank);
+    MC_TRY(open_groups(e));
+    MC_TRY(mc_device_open("cpu", job->local_rank, &e->dev));
+    MC_TRY(mc_pool_create(e->setup.n_threads, LY_POOL_SCRATCH_BYTES, &e->pool));
+    e->ly.pool = e->pool;
+    MC_TRY(ly_ops_get("cpu", &e->ly.ops));
+    MC_TRY(open_plans(e));
+    return open_model(e);
+}
+
+mc_status mt_engine_create(const mt_options *o, mt_purpose purpose, mc_world *world, const ds_source *data,
+                           mt_engine **engine_out)
+{
+    mt_engine *e;
+    MC_TRY(MC_NEW(&e, "engine"));
+    e->world = world;
+    mc_status st = create(e, o, purpose, data);
+    if (st != MC_OK) {
+        mt_engine_destroy(e);
+        return st;
+    }
+    *engine_out = e;
+    return MC_OK;
+}
+
+void mt_engine_destroy(mt_engine *e)
+{
+    if (!e) {
+        return;
+    }
+    mt_optimizer_destroy(e->optimizer);
+    mt_stage_destroy(e->stage);
+    mt_memory_release(&e->memory);
+    pp_plan_fini(&e->train_plan);
+    pp_plan_fini(&e->eval_plan);
+    mc_pool_destroy(e->pool);
+    mc_device_close(&e->dev);
+    mc_comm *all[] = {&e->groups.embedding, &e->groups.kv_replicas, &e->groups.pp, &e->groups.dp, &e->groups.tp};
+    for (int i = 0; i < 5; i++) {
+        if (all[i]->ops) {
+            mc_comm_destroy(all[i]);
+        }
+    }
+    mt_setup_fini(&e->setup);
+    mc_free(e);
+}
+
+mc_status mt_engine_run_step(mt_engine *e, const ds_loader *loader, int n_micro, bool training, double loss_scale,
+                             pp_stats *stats_out)
+{
+    mt_stage *s = e->stage;
+    pp_plan *plan = training ? &e->train_plan : &e->eval_plan;
+    if (plan->shape.n_micro != n_micro) {
+        pp_shape shape = plan->shape;
+        shape.n_micro = n_micro;
+        MC_TRY(pp_plan_make(plan, e->setup.schedule, &shape));
+    }
+    s->loader = loader;
+    s->training = training;
+    s->loss_scale = (float)loss_scale;
+    if (training) {
+        MC_TRY(s->ly.ops->fill(&s->ly, &(ly_fill){s->grad_slab, 0}));
+    }
+    return pp_exec(plan, &e->groups.pp, &mt_stage_ops, s, stats_out);
+}
+
+double mt_engine_loss_sum(const mt_engine *e, int n_micro)
+{
+    const mt_stage *s = e->stage;
+    double sum = 0;
+    if (!mt_has_head(&s->place)) {
+        return 0;
+    }
+    int64_t n = s->losses.dims[1] * n_micro;
+    const float *losses = s->losses.data;
+    for (int64_t i = 0; i < n; i++) {
+        sum += losses[i];
+    }
+    return sum;
+}

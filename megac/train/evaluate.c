@@ -1,0 +1,43 @@
+#include "megac/train/run.h"
+
+/* One forward pass over a batch of n_micro micro-batches that starts at sample `first`; adds to the sums of this rank.
+ */
+static mc_status add_batch(mt_engine *e, const mt_feed *feed, uint64_t first, int n_micro, double sums[2])
+{
+    double weight;
+    pp_stats stats;
+    MC_TRY(ds_loader_request(feed->loader, first, n_micro));
+    MC_TRY(ds_loader_next(feed->loader, &weight));
+    MC_TRY(mt_engine_run_step(e, feed->loader, n_micro, false, 0, &stats));
+    bool counts = mt_has_head(&e->place) && e->place.tp_rank == 0;
+    sums[0] += counts ? mt_engine_loss_sum(e, n_micro) : 0;
+    sums[1] += counts ? weight : 0;
+    return MC_OK;
+}
+
+mc_status mt_evaluate(mt_engine *e, const mt_feed *feed, int64_t n_steps, double *loss_out, double *tokens_out)
+{
+    const mt_setup *s = &e->setup;
+    int64_t per_micro = s->o->micro_batch_size * s->grid.size[MC_AXIS_DP];
+    int64_t n_micros = (int64_t)(ds_source_epoch_samples(feed->source) / (uint64_t)per_micro);
+    if (n_steps > 0) {
+        n_micros = n_steps * s->max_micro;
+    }
+    if (n_micros == 0) {
+        return MC_FAIL(MC_INPUT,
+                       "the evaluation data has %llu windows of %lld tokens, fewer than one micro-batch on every "
+                       "data-parallel rank (%lld); use a smaller --micro-batch-size or a larger share of --split",
+                       (unsigned long long)ds_source_epoch_samples(feed->source), (long long)s->o->seq_length,
+                       (long long)per_micro);
+    }
+    double sums[2] = {0, 0};
+    for (int64_t done = 0; done < n_micros; done += s->max_micro) {
+        int n = n_micros - done < s->max_micro ? (int)(n_micros - done) : s->max_micro;
+        MC_TRY(add_batch(e, feed, (uint64_t)(done * per_micro), n, sums));
+    }
+    mc_tensor t = mc_tensor_1d(sums, MC_F64, 2);
+    MC_TRY(mc_comm_all_reduce(mc_world_comm(e->world), t, t, MC_SUM));
+    *loss_out = sums[1] > 0 ? sums[0] / sums[1] : 0;
+    *tokens_out = sums[1];
+    return MC_OK;
+}

@@ -1,0 +1,148 @@
+/* One training step after another (DESIGN section 2). The loss is scaled here and nowhere else. */
+#include <math.h>
+#include <string.h>
+#include <time.h>
+
+#include "megac/base/alloc.h"
+#include "megac/base/log.h"
+#include "megac/train/run.h"
+
+double mt_now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static int64_t batch_size(const mt_run *run)
+{
+    return mt_batch_size_at(&run->e->setup.batch, run->consumed_samples);
+}
+
+static bool finished(const mt_run *run)
+{
+    const mt_options *o = run->o;
+    return mc_given_int(o->train_iters) ? run->iteration >= o->train_iters
+                                        : run->consumed_samples >= (uint64_t)o->train_samples;
+}
+
+/* Whether --iterations-to-skip names the coming iteration. */
+static bool passed_over(const mt_run *run)
+{
+    for (int i = 0; i < run->o->iterations_to_skip.n; i++) {
+        if (run->o->iterations_to_skip.v[i] == run->iteration + 1) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Loss weights of the global batch: masked tokens weigh nothing. Known before the backward, so that gradients need no
+ * second scaling. */
+static mc_status total_weight(mt_run *run, double local, double *total_out)
+{
+    mc_tensor t = mc_tensor_1d(&local, MC_F64, 1);
+    if (run->o->eod_mask_loss) {
+        MC_TRY(mc_comm_all_reduce(&run->e->groups.dp, t, t, MC_SUM));
+        *total_out = local > 0 ? local : 1; /* a batch of masked tokens only: loss 0, gradient 0 */
+        return MC_OK;
+    }
+    *total_out = local * run->e->place.dp;
+    return MC_OK;
+}
+
+static mc_status train_step(mt_run *run, mt_metrics_step *out)
+{
+    mt_engine *e = run->e;
+    int64_t batch = batch_size(run);
+    int n_micro = mt_setup_micros(&e->setup, batch);
+    double started = mt_now(), weight, total;
+    mt_step_result result = {0};
+    pp_stats stats;
+
+    MC_TRY(ds_loader_next(run->train.loader, &weight));
+    uint64_t next = run->consumed_samples + (uint64_t)batch;
+    MC_TRY(ds_loader_request(run->train.loader, next,
+                             mt_setup_micros(&e->setup, mt_batch_size_at(&e->setup.batch, next))));
+    double lr = mt_lr_at(&run->lr, (double)next), decoupled = mt_decoupled_lr_at(&run->lr, (double)next);
+    if (!passed_over(run)) {
+        MC_TRY(total_weight(run, weight, &total));
+        MC_TRY(mt_engine_run_step(e, run->train.loader, n_micro, true, 1 / total, &stats));
+        MC_TRY(mt_optimizer_step(e->optimizer, lr, decoupled, mt_weight_decay_at(&run->lr, (double)next),
+                                 mt_engine_loss_sum(e, n_micro), &result));
+        result.loss_sum /= total;
+    } else {
+        result = (mt_step_result){.loss_sum = NAN, .grad_norm = NAN, .skipped = true};
+    }
+
+    run->iteration++;
+    run->consumed_samples = next;
+    run->consumed_tokens += (uint64_t)(batch * run->o->seq_length);
+    run->skipped_iterations += result.skipped;
+    *out = (mt_metrics_step){
+        .iteration = run->iteration,
+        .consumed_samples = run->consumed_samples,
+        .consumed_tokens = run->consumed_tokens,
+        .tokens = batch * run->o->seq_length,
+        .loss = result.loss_sum,
+        .learning_rate = lr,
+        .grad_norm = result.grad_norm,
+        .loss_scale = 1,
+        .seconds = mt_now() - started,
+        .skipped = result.skipped,
+    };
+    return MC_OK;
+}
+
+static mc_status evaluate_if_due(mt_run *run)
+{
+    const mt_options *o = run->o;
+    double loss, tokens;
+    if (!run->valid.loader || !mc_given_int(o->eval_interval) || run->iteration % o->eval_interval != 0) {
+        return MC_OK;
+    }
+    MC_TRY(mt_evaluate(run->e, &run->valid, o->full_validation ? 0 : o->eval_iters, &loss, &tokens));
+    return mt_metrics_eval_done(&run->metrics, run->iteration, "valid", loss, tokens);
+}
+
+static mc_status save_if_due(mt_run *run, bool ending)
+{
+    const mt_options *o = run->o;
+    bool due = mc_given_int(o->save_interval) && run->iteration % o->save_interval == 0;
+    return o->save && run->saved_iteration != run->iteration && (due || ending) ? mt_run_save(run) : MC_OK;
+}
+
+/* Whether the run stops here although it is not finished. Rank 0's clock decides for all. */
+static mc_status stop_early(mt_run *run, bool *stop_out)
+{
+    const mt_options *o = run->o;
+    int32_t late = 0;
+    if (mc_given_float(o->exit_duration_in_mins)) {
+        late = mt_now() - run->started_seconds >= 60 * o->exit_duration_in_mins;
+        MC_TRY(mc_comm_broadcast(mc_world_comm(run->world), mc_tensor_1d(&late, MC_I32, 1), 0));
+    }
+    *stop_out = late || (mc_given_int(o->exit_interval) && run->iteration % o->exit_interval == 0);
+    return MC_OK;
+}
+
+mc_status mt_loop(mt_run *run, mt_end *end_out)
+{
+    bool stop = false;
+    int64_t first_iteration = run->iteration;
+    if (!finished(run)) {
+        MC_TRY(ds_loader_request(run->train.loader, run->consumed_samples,
+                                 mt_setup_micros(&run->e->setup, batch_size(run))));
+    }
+    while (!finished(run) && !stop) {
+        mt_metrics_step step;
+        MC_TRY(train_step(run, &step));
+        mc_alloc_freeze(run->iteration > first_iteration);
+        MC_TRY(mt_metrics_step_done(&run->metrics, &step));
+        MC_TRY(evaluate_if_due(run));
+        MC_TRY(stop_early(run, &stop));
+        mc_alloc_freeze(false); /* a checkpoint's tables are not part of a step */
+        MC_TRY(save_if_due(run, stop || finished(run)));
+    }
+    *end_out = finished(run) ? MT_FINISHED : MT_STOPPED_EARLY;
+    return MC_OK;
+}

@@ -1,0 +1,61 @@
+/* A training run in progress: engine, data, schedules, and the numbers that a checkpoint keeps. */
+#ifndef MEGAC_TRAIN_RUN_H
+#define MEGAC_TRAIN_RUN_H
+
+#include "megac/train/engine.h"
+#include "megac/train/lr.h"
+#include "megac/train/metrics.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* One split's data and the batches read ahead from it. */
+typedef struct mt_feed {
+    ds_source *source; /* NULL: this run has no such data */
+    ds_loader *loader;
+} mt_feed;
+
+typedef struct mt_run {
+    const mt_options *o;
+    mc_world *world;
+    mt_engine *e;
+    mt_feed train, valid;
+    mt_lr_config lr;
+    mt_metrics metrics;
+    double started_seconds; /* clock at the start of the process's run, for --exit-duration-in-mins */
+    /* What a checkpoint keeps. */
+    int64_t iteration;
+    uint64_t consumed_samples, consumed_tokens;
+    int64_t skipped_iterations;
+    int64_t saved_iteration; /* of the newest checkpoint written by this run; -1: none */
+} mt_run;
+
+/* Why the loop ended. */
+typedef enum { MT_FINISHED, MT_STOPPED_EARLY } mt_end;
+
+/* Seconds of a clock that only goes forward. */
+double mt_now(void);
+
+/* Data of one split by the flags; *source_out is NULL where there is none. */
+mc_status mt_source_open(const mt_options *o, ds_split which, ds_source **source_out) MC_MUST_CHECK;
+
+/* Trains until --train-iters, --train-samples, --exit-interval or --exit-duration-in-mins. */
+mc_status mt_loop(mt_run *run, mt_end *end_out) MC_MUST_CHECK;
+
+/* Mean loss over `n_steps` global batches of the feed, from its first sample on; n_steps 0: all of it, up to what does
+ * not fill a micro-batch on every rank. Collective. */
+mc_status mt_evaluate(mt_engine *e, const mt_feed *feed, int64_t n_steps, double *loss_out,
+                      double *tokens_out) MC_MUST_CHECK;
+
+/* Writes SAVE/iter_N with the run's state. */
+mc_status mt_run_save(mt_run *run) MC_MUST_CHECK;
+/* Reads weights, and unless `weights_only` optimizer state and counters, into the run. `run` may lack an optimizer. */
+mc_status mt_run_load(mt_run *run, const char *path, int64_t step, bool weights_only) MC_MUST_CHECK;
+/* Weights alone, for evaluation and generation. */
+mc_status mt_engine_load(mt_engine *e, const char *path, int64_t step) MC_MUST_CHECK;
+
+#ifdef __cplusplus
+}
+#endif
+#endif

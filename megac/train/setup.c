@@ -1,0 +1,158 @@
+#include "megac/train/setup.h"
+
+#include <string.h>
+#include <unistd.h>
+
+#include "megac/base/alloc.h"
+
+/* Logits of one chunk of the output layer: small beside the activations, large enough that a matrix product over the
+ * chunk outweighs reading the weight. */
+static const int64_t HEAD_CHUNK_BYTES = 64 << 20;
+
+static mc_status set_layers(mt_setup *s)
+{
+    const mt_options *o = s->o;
+    int pp = s->grid.size[MC_AXIS_PP];
+    pp_partition p = {
+        .n_layers = (int)o->num_layers,
+        .n_stages = pp,
+        .first_layers =
+            mc_given_int(o->decoder_first_pipeline_num_layers) ? (int)o->decoder_first_pipeline_num_layers : -1,
+        .last_layers =
+            mc_given_int(o->decoder_last_pipeline_num_layers) ? (int)o->decoder_last_pipeline_num_layers : -1,
+        .account_embedding = o->account_for_embedding_in_pipeline_split,
+        .account_loss = o->account_for_loss_in_pipeline_split,
+    };
+    MC_TRY(MC_NEW_N(&s->first_layer, pp, "layers of the stages"));
+    MC_TRY(MC_NEW_N(&s->n_layers, pp, "layers of the stages"));
+    return pp_partition_layers(&p, s->first_layer, s->n_layers);
+}
+
+static mc_status set_batch(mt_setup *s)
+{
+    const mt_options *o = s->o;
+    int dp = s->grid.size[MC_AXIS_DP];
+    mt_batch_config c = {
+        .global_batch = o->global_batch_size,
+        .micro_batch = o->micro_batch_size,
+        .data_parallel = dp,
+        .rampup = o->rampup_batch_size.n > 0 ? o->rampup_batch_size.v : NULL,
+        .step_schedule = o->step_batch_size_schedule,
+        .seq_length = o->seq_length,
+        .decrease_if_needed = o->decrease_batch_size_if_needed,
+    };
+    MC_TRY(mt_batch_init(&s->batch, &c));
+    s->max_micro = mt_setup_micros(s, mt_batch_max(&s->batch));
+    return MC_OK;
+}
+
+static mt_optimizer_config optimizer_config(const mt_options *o)
+{
+    return (mt_optimizer_config){
+        .kind = strcmp(o->optimizer, "sgd") == 0 ? MT_SGD : MT_ADAM,
+        .beta1 = (float)o->adam_beta1,
+        .beta2 = (float)o->adam_beta2,
+        .eps = (float)o->adam_eps,
+        .momentum = (float)o->sgd_momentum,
+        .clip_grad = o->clip_grad,
+    };
+}
+
+static int threads(const mt_options *o, int local_size)
+{
+    long cores = sysconf(_SC_NPROCESSORS_ONLN), share = cores / (local_size > 0 ? local_size : 1);
+    return o->num_threads > 0 ? (int)o->num_threads : share < 1 ? 1 : (int)share;
+}
+
+mc_status mt_setup_init(mt_setup *s, const mt_options *o, mt_purpose purpose, int world_size, int local_size,
+                        const ds_source *data)
+{
+    *s = (mt_setup){.o = o, .purpose = purpose, .world_size = world_size};
+    mc_status st;
+    MC_TRY_GOTO(st,
+                mc_grid_init(world_size, (int)o->tensor_model_parallel_size, (int)o->context_parallel_size, 0,
+                             (int)o->pipeline_model_parallel_size, &s->grid),
+                undo_setup);
+    s->n_threads = threads(o, local_size);
+    s->optimizer = optimizer_config(o);
+    MC_TRY_GOTO(st, pp_schedule_find(o->pipeline_schedule, &s->schedule), undo_setup);
+    MC_TRY_GOTO(st, set_layers(s), undo_setup);
+    MC_TRY_GOTO(st, set_batch(s), undo_setup);
+    MC_TRY_GOTO(st, mt_model_config_from(o, data, &s->model), undo_setup);
+    return MC_OK;
+undo_setup:
+    mt_setup_fini(s);
+    return st;
+}
+
+void mt_setup_fini(mt_setup *s)
+{
+    mt_batch_fini(&s->batch);
+    mc_free(s->first_layer);
+    mc_free(s->n_layers);
+    *s = (mt_setup){0};
+}
+
+mt_place mt_setup_place(const mt_setup *s, int rank)
+{
+    mc_coords at = mc_grid_coords(&s->grid, rank);
+    int stage = at.at[MC_AXIS_PP];
+    return (mt_place){
+        .tp = s->grid.size[MC_AXIS_TP],
+        .tp_rank = at.at[MC_AXIS_TP],
+        .dp = s->grid.size[MC_AXIS_DP],
+        .dp_rank = at.at[MC_AXIS_DP],
+        .pp = s->grid.size[MC_AXIS_PP],
+        .stage = stage,
+        /* Generation runs sequences of any length: their rows need not divide. */
+        .sequence_parallel = s->o->sequence_parallel && s->purpose != MT_FOR_GENERATION,
+        .first_layer = s->first_layer[stage],
+        .n_layers = s->n_layers[stage],
+    };
+}
+
+int mt_setup_micros(const mt_setup *s, int64_t global_batch)
+{
+    return (int)(global_batch / (s->o->micro_batch_size * s->grid.size[MC_AXIS_DP]));
+}
+
+ds_loader_config mt_setup_loader(const mt_setup *s, int rank, const ds_source *source)
+{
+    return (ds_loader_config){
+        .source = source,
+        .seq_length = s->o->seq_length,
+        .micro_batch = (int)s->o->micro_batch_size,
+        .max_micro = s->max_micro,
+        .dp_rank = mc_grid_coords(&s->grid, rank).at[MC_AXIS_DP],
+        .dp_size = s->grid.size[MC_AXIS_DP],
+        .eod_mask_id = s->o->eod_mask_loss && source ? ds_source_eod(source) : -1,
+    };
+}
+
+mt_memory_request mt_setup_memory(const mt_setup *s, int rank)
+{
+    mt_place place = mt_setup_place(s, rank);
+    pp_shape train = {.n_stages = place.pp, .stage = place.stage, .n_micro = s->max_micro}, eval = train;
+    eval.forward_only = true;
+    bool training = s->purpose == MT_FOR_TRAINING;
+    int n_slots = training ? s->schedule->n_slots(&train) : 0, eval_slots = s->schedule->n_slots(&eval);
+    int64_t micro = s->purpose == MT_FOR_GENERATION ? 1 : s->o->micro_batch_size, rows = micro * s->o->seq_length;
+    int64_t chunk = s->o->head_chunk_tokens;
+    ds_loader_config loader = mt_setup_loader(s, rank, NULL);
+    return (mt_memory_request){
+        .model = &s->model,
+        .place = place,
+        .sizes =
+            {
+                .micro_batch = micro,
+                .n_slots = n_slots,
+                .n_io = n_slots > eval_slots ? n_slots : eval_slots,
+                .max_micro = s->max_micro,
+                .head_chunk_rows =
+                    chunk > 0 ? chunk : tp_head_chunk_rows(rows, s->model.padded_vocab / place.tp, HEAD_CHUNK_BYTES),
+            },
+        .optimizer = s->optimizer,
+        .n_threads = s->n_threads,
+        .loader_bytes = s->purpose == MT_FOR_GENERATION ? 0 : ds_loader_plan_bytes(&loader),
+    };
+}

@@ -1,0 +1,50 @@
+/* What the flags mean for a given number of ranks: pure, without devices and without talking to other ranks. `megac
+ * plan` needs no more than this. */
+#ifndef MEGAC_TRAIN_SETUP_H
+#define MEGAC_TRAIN_SETUP_H
+
+#include "megac/train/batch.h"
+#include "megac/train/memory.h"
+#include "megac/train/options.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum { MT_FOR_TRAINING, MT_FOR_EVALUATION, MT_FOR_GENERATION } mt_purpose;
+
+typedef struct mt_setup {
+    const mt_options *o;
+    mt_purpose purpose;
+    int world_size;
+    mc_grid grid;
+    mt_batch batch; /* global batch size as a function of consumed samples */
+    int max_micro;  /* micro-batches of the largest step */
+    int n_threads;  /* CPU threads of a rank */
+    const pp_schedule *schedule;
+    mt_model_config model;
+    mt_optimizer_config optimizer;
+    int *first_layer, *n_layers; /* of each stage */
+} mt_setup;
+
+/* `data` may be NULL (mock data, or a plan without data: the vocabulary then comes from flags). `local_size`: ranks of
+ * this machine, which share its cores. MC_INVALID. */
+mc_status mt_setup_init(mt_setup *s, const mt_options *o, mt_purpose purpose, int world_size, int local_size,
+                        const ds_source *data) MC_MUST_CHECK;
+void mt_setup_fini(mt_setup *s);
+
+mt_place mt_setup_place(const mt_setup *s, int rank);
+/* Micro-batches of a step of `global_batch` samples. */
+int mt_setup_micros(const mt_setup *s, int64_t global_batch);
+/* The loader of `rank`; `source` may be NULL in a plan. */
+ds_loader_config mt_setup_loader(const mt_setup *s, int rank, const ds_source *source);
+/* What `rank` would reserve. */
+mt_memory_request mt_setup_memory(const mt_setup *s, int rank);
+
+/* The shape of the model alone. */
+mc_status mt_model_config_from(const mt_options *o, const ds_source *data, mt_model_config *config_out) MC_MUST_CHECK;
+
+#ifdef __cplusplus
+}
+#endif
+#endif
