@@ -135,13 +135,17 @@ mc_status mt_loop(mt_run *run, mt_end *end_out)
     }
     while (!finished(run) && !stop) {
         mt_metrics_step step;
-        MC_TRY(train_step(run, &step));
         mc_alloc_freeze(run->iteration > first_iteration);
+        MC_TRY(train_step(run, &step));
         MC_TRY(mt_metrics_step_done(&run->metrics, &step));
         MC_TRY(evaluate_if_due(run));
         MC_TRY(stop_early(run, &stop));
         mc_alloc_freeze(false); /* a checkpoint's tables are not part of a step */
         MC_TRY(save_if_due(run, stop || finished(run)));
+    }
+    mc_alloc_stats heap = mc_alloc_get_stats();
+    if (heap.after_freeze > 0) {
+        MC_WARN("%zu allocations after the first step, the first for %s", heap.after_freeze, heap.first_after_freeze);
     }
     *end_out = finished(run) ? MT_FINISHED : MT_STOPPED_EARLY;
     return MC_OK;

@@ -104,7 +104,6 @@ mc_status mt_run_load(mt_run *run, const char *path, int64_t step, bool weights_
     const mt_ckpt_state *state = mt_checkpoint_state(ckpt);
     if (st == MC_OK && !weights_only) {
         run->iteration = state->iteration;
-        run->saved_iteration = run->o->save ? state->iteration : -1;
         run->consumed_samples = state->consumed_samples;
         run->consumed_tokens = state->consumed_tokens;
         run->skipped_iterations = (int64_t)state->skipped_iterations;

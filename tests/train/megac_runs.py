@@ -1,0 +1,48 @@
+"""Runs of the megac program for tests: start it on N ranks, read its metrics back."""
+import json
+import os
+import pathlib
+import subprocess
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+MEGAC = pathlib.Path(os.environ.get("MEGAC_BUILD", ROOT / "build")) / "megac"
+
+MPI_ENV = {
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "OMPI_MCA_rmaps_base_oversubscribe": "1",
+    "OMPI_MCA_mpi_yield_when_idle": "1",
+    "OMPI_MCA_hwloc_base_binding_policy": "none",
+}
+
+
+def command(args, ranks=1):
+    """The command line and environment that run megac on so many ranks."""
+    line = [str(MEGAC), *map(str, args)]
+    if ranks > 1:
+        line = ["mpirun", "--timeout", "120", "-n", str(ranks), *line]
+    return line, {**os.environ, **MPI_ENV}
+
+
+def run(args, ranks=1, expect=0, timeout=150, stdin=None):
+    """Runs megac and returns the finished process; fails the test when its exit status is not the expected one."""
+    line, env = command(args, ranks)
+    done = subprocess.run(line, env=env, timeout=timeout, capture_output=True, text=True, input=stdin, errors="replace")
+    assert done.returncode == expect, (
+        f"exit status {done.returncode}, expected {expect}\n{' '.join(line)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    )
+    return done
+
+
+def metrics(path):
+    """All records of a metrics file."""
+    return [json.loads(line) for line in pathlib.Path(path).read_text().splitlines()]
+
+
+def train(args, ranks, tmp_path, name="m"):
+    """Trains and returns the step records (with lm_loss) and the evaluation records (with valid_loss)."""
+    path = pathlib.Path(tmp_path) / f"{name}.jsonl"
+    path.unlink(missing_ok=True)
+    run(["train", *args, "--metrics-file", path, "--num-threads", 1], ranks)
+    records = metrics(path)
+    return [r for r in records if "lm_loss" in r], [r for r in records if "valid_loss" in r]
