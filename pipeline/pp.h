@@ -36,7 +36,7 @@ typedef struct pp_action {
 
 typedef struct pp_shape {
     int n_stages, stage, n_micro;
-    bool forward_only; /* evaluation: forward and its sends and receives */
+    bool forward_only; /* evaluation: forward and its sends and receives; two slots, so that a send overlaps */
 } pp_shape;
 
 typedef struct pp_schedule {
@@ -58,12 +58,16 @@ typedef struct pp_plan {
     int n_actions, cap_actions;
     int n_slots; /* slots that the list uses */
     pp_shape shape;
+    int max_micro;
+    struct pp_plan_state *state; /* of a run of the list (pp_impl.h): a plan is run by one thread at a time */
 } pp_plan;
 
 int pp_max_actions(int n_micro);
 mc_status pp_plan_init(pp_plan *plan, int max_micro) MC_MUST_CHECK;
-void pp_plan_fini(pp_plan *plan);
-/* Fills the plan for `shape` (n_micro <= max_micro); allocates nothing. */
+void pp_plan_fini(pp_plan *plan); /* a zeroed plan is allowed */
+/* Fills the plan for `shape` (n_micro <= max_micro); allocates nothing. MC_INVALID when the list is not one that a
+ * stage can run: a micro-batch without exactly one forward and one backward, a receive or send missing or in the wrong
+ * place, more slots than n_slots() grants, a grad buffer filled again before it was sent. */
 mc_status pp_plan_make(pp_plan *plan, const pp_schedule *schedule, const pp_shape *shape) MC_MUST_CHECK;
 
 /* Simulation of all stages of a schedule. MC_INVALID describes the first fault found: deadlock (which stage waits for
@@ -71,16 +75,19 @@ mc_status pp_plan_make(pp_plan *plan, const pp_schedule *schedule, const pp_shap
 typedef struct pp_report {
     int peak_live[64]; /* most micro-batches held at once, by stage (first 64 stages) */
     double makespan;   /* with forward = 1 and backward = 2 time units and free transfers */
-    double ideal;      /* the busiest stage's own work: makespan / ideal - 1 is the bubble */
+    double ideal;      /* a stage's own work: makespan / ideal - 1 is the bubble */
 } pp_report;
 mc_status pp_check(const pp_schedule *schedule, int n_stages, int n_micro, bool forward_only,
                    pp_report *report_out) MC_MUST_CHECK;
 
 /* What a stage must be able to do. Buffers belong to the stage; `slot` and `buffer` say which. */
 typedef struct pp_stage_ops {
+    /* Reads input(slot), which the first stage does not have; leaves the result in output(slot), which must not share
+     * memory with input(slot): the next input may arrive while the output is still being sent. */
     mc_status (*forward)(void *stage, int micro, int slot);
     /* `last`: no later micro-batch of this step will add to the weight gradients. dout is in grad buffer `buffer`; the
-     * input gradient is left in the same buffer. */
+     * input gradient is left in the same buffer; the last stage gets no dout and computes its own. PP_BWD_WEIGHT has
+     * buffer -1: what it needs, the stage has kept in the slot. */
     mc_status (*backward)(void *stage, pp_kind kind, int micro, int slot, int buffer, bool last);
     mc_tensor (*input)(void *stage, int slot);  /* where RECV_FWD puts the activation */
     mc_tensor (*output)(void *stage, int slot); /* what SEND_FWD sends */
