@@ -1,7 +1,7 @@
 /* From the data flags to a source. */
 #include "megac/train/run.h"
 
-mc_status mt_source_open(const mt_options *o, ds_split which, ds_source **source_out)
+mc_status mt_source_open(const mt_options *o, ds_split which, bool whole, ds_source **source_out)
 {
     const mc_string_list *own[DS_SPLIT_COUNT] = {&o->train_data_path, &o->valid_data_path, &o->test_data_path};
     const mc_string_list *paths = own[which]->n > 0 ? own[which] : &o->data_path;
@@ -14,7 +14,7 @@ mc_status mt_source_open(const mt_options *o, ds_split which, ds_source **source
         .paths = paths->v,
         .n_paths = paths->n,
         .split = o->split,
-        .whole = own[which]->n > 0,
+        .whole = whole || own[which]->n > 0,
         .which = which,
         .seq_length = o->seq_length,
         .seed = (uint32_t)o->seed,

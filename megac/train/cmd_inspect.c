@@ -1,0 +1,21 @@
+#include <stdio.h>
+
+#include "datasets/ds_inspect.h"
+#include "megac/train/ckpt_inspect.h"
+#include "megac/train/commands.h"
+
+mc_status mt_cmd_inspect(const mc_job *job, int argc, char **argv)
+{
+    mt_inspect_options *o;
+    bool done;
+    (void)job;
+    MC_TRY(mt_inspect_options_parse(argc, argv, &o, &done));
+    mc_status st = MC_OK;
+    if (!done && mt_checkpoint_is(o->file)) {
+        st = mt_checkpoint_inspect(o->file, o->verify, o->json, stdout);
+    } else if (!done) {
+        st = ds_inspect(o->file, o->verify, o->json, (int)o->tokens, stdout);
+    }
+    mt_inspect_options_free(o);
+    return st;
+}

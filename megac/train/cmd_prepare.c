@@ -1,0 +1,45 @@
+#include <inttypes.h>
+#include <stdio.h>
+#include <unistd.h>
+
+#include "datasets/ds_prepare.h"
+#include "megac/train/commands.h"
+#include "megac/train/run.h"
+
+static mc_status prepare(const mt_prepare_options *o)
+{
+    ds_prepare_config c = {
+        .inputs = o->input.v,
+        .n_inputs = o->input.n,
+        .output_prefix = o->output_prefix,
+        .json_keys = o->json_keys.v,
+        .n_json_keys = o->json_keys.n,
+        .tokenizer_type = o->tokenizer_type,
+        .tokenizer_model = o->tokenizer_model,
+        .append_eod = o->append_eod,
+        .workers = (int)o->workers,
+        .split_documents_on = o->split_documents_on,
+        .input_format = o->input_format,
+        .compress = o->compress,
+        .overwrite = o->overwrite,
+        .progress = isatty(STDERR_FILENO) == 1,
+    };
+    ds_prepare_result r;
+    double started = mt_now();
+    MC_TRY(ds_prepare(&c, &r));
+    double seconds = mt_now() - started;
+    printf("%s: %" PRIu64 " tokens in %" PRIu64 " documents from %" PRIu64 " bytes of text, %.1f s (%.1f MB/s)\n",
+           r.path, r.n_tokens, r.n_documents, r.n_bytes, seconds, (double)r.n_bytes * 1e-6 / seconds);
+    return MC_OK;
+}
+
+mc_status mt_cmd_prepare(const mc_job *job, int argc, char **argv)
+{
+    mt_prepare_options *o;
+    bool done;
+    (void)job;
+    MC_TRY(mt_prepare_options_parse(argc, argv, &o, &done));
+    mc_status st = done ? MC_OK : prepare(o);
+    mt_prepare_options_free(o);
+    return st;
+}

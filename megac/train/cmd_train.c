@@ -1,0 +1,139 @@
+#include <stdio.h>
+#include <string.h>
+
+#include "megac/base/alloc.h"
+#include "megac/base/file.h"
+#include "megac/base/log.h"
+#include "megac/train/checkpoint.h"
+#include "megac/train/commands.h"
+#include "megac/train/flops.h"
+#include "megac/train/run.h"
+
+static mc_status open_feed(mt_run *run, mt_feed *feed)
+{
+    if (!feed->source) {
+        return MC_OK;
+    }
+    ds_loader_config c = mt_setup_loader(&run->e->setup, mc_world_job(run->world)->rank, feed->source);
+    return ds_loader_create(&c, &feed->loader);
+}
+
+static void close_feed(mt_feed *feed)
+{
+    ds_loader_destroy(feed->loader);
+    ds_source_close(feed->source);
+    *feed = (mt_feed){0};
+}
+
+/* The path of the metrics file: the flag's, else in the directory of checkpoints, else none. */
+static mc_status open_metrics(mt_run *run)
+{
+    const mt_options *o = run->o;
+    bool speaks = mc_world_job(run->world)->rank == 0;
+    char path[4096];
+    const char *file = o->metrics_file;
+    if (!file && o->save) {
+        int n = snprintf(path, sizeof path, "%s/metrics.jsonl", o->save);
+        if (n < 0 || (size_t)n >= sizeof path) {
+            return MC_FAIL(MC_INVALID, "--save: the path is longer than %zu bytes", sizeof path - 16);
+        }
+        file = path;
+    }
+    if (speaks && o->save) {
+        MC_TRY(mc_file_make_dirs(o->save));
+    }
+    MC_TRY(mt_metrics_open(&run->metrics, file, speaks));
+    const mt_setup *s = &run->e->setup;
+    mt_flops flops = mt_flops_per_token(&s->model);
+    double peak = mc_given_float(o->peak_tflops) ? 1e12 * o->peak_tflops : mt_measure_peak(run->e->pool);
+    run->metrics.flops_per_token_causal = flops.causal;
+    run->metrics.flops_per_token_full = flops.full;
+    run->metrics.peak_flops = peak * s->world_size;
+    run->metrics.total_iterations = mc_given_int(o->train_iters) ? o->train_iters : 0;
+    run->metrics.log_interval = o->log_interval;
+    return MC_OK;
+}
+
+static mc_status load(mt_run *run)
+{
+    const mt_options *o = run->o;
+    int64_t step = mc_given_int(o->ckpt_step) ? o->ckpt_step : -1;
+    if (!o->load) {
+        return MC_OK;
+    }
+    if (o->load_if_exists && !mt_checkpoint_is(o->load)) {
+        if (run->metrics.speaks) {
+            MC_INFO("--load %s: no checkpoint there yet; starting from scratch (--load-if-exists)", o->load);
+        }
+        return MC_OK;
+    }
+    return mt_run_load(run, o->load, step, o->finetune);
+}
+
+static void say_hello(const mt_run *run)
+{
+    const mt_setup *s = &run->e->setup;
+    const int *g = s->grid.size;
+    if (!run->metrics.speaks) {
+        return;
+    }
+    printf("megac %s: %lld parameters, %d rank%s (TP %d x CP %d x DP %d x PP %d), %d thread%s a rank, %s operators\n",
+           MEGAC_VERSION, (long long)mt_params_count(&s->model, true), s->world_size, s->world_size > 1 ? "s" : "",
+           g[MC_AXIS_TP], g[MC_AXIS_CP], g[MC_AXIS_DP], g[MC_AXIS_PP], s->n_threads, s->n_threads > 1 ? "s" : "",
+           run->e->ly.ops->backend);
+    printf("rank 0 reserves %.1f MiB: parameters %.1f, gradients %.1f, optimizer %.1f, activations %.1f, scratch %.1f\n",
+           (double)mt_memory_total(&run->e->memory.plan) / 1048576, (double)run->e->memory.plan.params / 1048576,
+           (double)run->e->memory.plan.grads / 1048576, (double)run->e->memory.plan.optimizer / 1048576,
+           (double)run->e->memory.plan.stash / 1048576, (double)run->e->memory.plan.scratch / 1048576);
+    fflush(stdout);
+}
+
+static mc_status train(mt_run *run, mt_end *end_out)
+{
+    const mt_options *o = run->o;
+    bool evaluates = o->eval_iters > 0 && (mc_given_int(o->eval_interval) || o->skip_train);
+    MC_TRY(mt_source_open(o, DS_TRAIN, false, &run->train.source));
+    if (!run->train.source) {
+        return MC_FAIL(MC_INVALID, "no training data: give --data-path PREFIX (made by `megac prepare`) or --mock-data");
+    }
+    MC_TRY(mt_engine_create(o, MT_FOR_TRAINING, run->world, run->train.source, &run->e));
+    MC_TRY(mt_lr_init(&run->lr, o, &run->e->setup.batch));
+    MC_TRY(open_feed(run, &run->train));
+    if (evaluates) {
+        MC_TRY(mt_source_open(o, DS_VALID, false, &run->valid.source));
+        MC_TRY(open_feed(run, &run->valid));
+    }
+    MC_TRY(open_metrics(run));
+    say_hello(run);
+    MC_TRY(load(run));
+    if (o->skip_train) {
+        double loss, tokens;
+        *end_out = MT_FINISHED;
+        MC_TRY(mt_evaluate(run->e, &run->valid, o->full_validation ? 0 : o->eval_iters, &loss, &tokens));
+        return mt_metrics_eval_done(&run->metrics, run->iteration, "valid", loss, tokens);
+    }
+    return mt_loop(run, end_out);
+}
+
+mc_status mt_cmd_train(const mc_job *job, int argc, char **argv)
+{
+    mt_session session;
+    mt_run run = {.started_seconds = mt_now(), .saved_iteration = -1};
+    mt_end end = MT_FINISHED;
+    MC_TRY(mt_session_open(&session, MT_TRAIN, job, argc, argv));
+    if (session.done) {
+        return MC_OK;
+    }
+    run.o = session.o;
+    run.world = session.world;
+    mc_status st = train(&run, &end);
+    MC_KEEP_FIRST(st, mt_metrics_close(&run.metrics));
+    close_feed(&run.train);
+    close_feed(&run.valid);
+    mt_engine_destroy(run.e);
+    if (st == MC_OK && end == MT_STOPPED_EARLY && run.saved_iteration >= 0) {
+        st = MC_STOPPED;
+    }
+    mt_session_close(&session, st);
+    return st;
+}

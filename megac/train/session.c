@@ -1,0 +1,42 @@
+/* What commands that run on ranks begin and end with. */
+#include "megac/base/alloc.h"
+#include "megac/base/log.h"
+#include "megac/train/commands.h"
+
+static mc_status compare(const mt_session *s)
+{
+    char *text;
+    MC_TRY(mt_options_text(s->o, &text));
+    mc_status st = mc_world_agree(s->world, text);
+    mc_free(text);
+    return st;
+}
+
+mc_status mt_session_open(mt_session *s, mt_command command, const mc_job *job, int argc, char **argv)
+{
+    *s = (mt_session){0};
+    mc_status st;
+    MC_TRY(mt_options_parse(command, argc, argv, &s->o, &s->done));
+    if (s->done) {
+        return MC_OK;
+    }
+    MC_TRY_GOTO(st, mt_options_finish(s->o, job->size), undo_session);
+    MC_TRY_GOTO(st, mc_world_open(job, s->o->comm, 60.0 * (double)s->o->distributed_timeout_minutes, &s->world),
+                undo_session);
+    MC_TRY_GOTO(st, compare(s), undo_session);
+    mc_log_flush_held();
+    mc_log_hold(false);
+    return MC_OK;
+undo_session:
+    mt_session_close(s, st);
+    return st;
+}
+
+void mt_session_close(mt_session *s, mc_status st)
+{
+    if (s->world) {
+        mc_world_close(s->world, st != MC_OK && st != MC_STOPPED, mc_status_exit(st));
+    }
+    mt_options_free(s->o);
+    *s = (mt_session){0};
+}
