@@ -4,6 +4,7 @@
 
 #include "layers/cpu/simd.h"
 #include "layers/dropout.h"
+#include "megac/base/pool.h"
 #include "megac/base/rng.h"
 
 /* 64-bit lanes whose low halves hold counters: the 32 x 32 -> 64 product needs no shuffles, and garbage in the high
@@ -109,6 +110,14 @@ LY_INLINE const uint32_t *ly_dropout_row(uint32_t *buf, const ly_dropout *d, int
     int64_t global = d->row0 + row, t = global % d->seq_len;
     uint64_t sample = d->sample0 + (uint64_t)(global / d->seq_len);
     return ly_philox_words(buf, d->seed, d->stream, sample, (uint64_t)t * (uint64_t)width, width);
+}
+
+/* Whether a thread's scratch holds the words of one row, and the fields that a mask needs make sense. */
+LY_INLINE int ly_dropout_fits(const mc_pool *pool, const ly_dropout *d, int64_t width)
+{
+    size_t words = (size_t)width + 2 * LY_PHILOX_STEP;
+    return !(d->p > 0.0f) ||
+           (d->p < 1.0f && d->seq_len > 0 && d->row0 >= 0 && words * sizeof(uint32_t) <= mc_pool_scratch_bytes(pool));
 }
 
 #endif

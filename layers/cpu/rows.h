@@ -18,6 +18,47 @@ LY_INLINE int ly_tasks(int64_t n, int64_t item_floats)
     return (int)(tasks < LY_MAX_TASKS ? tasks : LY_MAX_TASKS);
 }
 
+/* Sums over rows go by strips of LY_COL_UNIT columns, a task owning whole strips, in blocks of LY_COL_ROWS rows whose
+ * sums are then added: one order, and less rounding than one long chain. */
+enum { LY_COL_UNIT = 32, LY_COL_ROWS = 32 };
+
+/* One row's part of a strip. */
+typedef struct ly_cols {
+    ly_vf v[2];
+} ly_cols;
+
+LY_INLINE int ly_col_tasks(int64_t n_cols)
+{
+    int64_t strips = (n_cols + LY_COL_UNIT - 1) / LY_COL_UNIT;
+    return (int)(strips < LY_MAX_TASKS ? strips : LY_MAX_TASKS);
+}
+
+LY_INLINE ly_cols ly_cols_zero(void)
+{
+    return (ly_cols){{ly_vzero(), ly_vzero()}};
+}
+
+/* The first n (any number >= 1) columns at x, 0 in the others. */
+LY_INLINE ly_cols ly_cols_load(const float *x, int64_t n)
+{
+    return (ly_cols){{ly_vload_n(x, n), n > LY_LANES ? ly_vload_n(x + LY_LANES, n - LY_LANES) : ly_vzero()}};
+}
+
+LY_INLINE ly_cols ly_cols_add(ly_cols x, ly_cols y)
+{
+    return (ly_cols){{ly_vadd(x.v[0], y.v[0]), ly_vadd(x.v[1], y.v[1])}};
+}
+
+/* x[0..n) += sums */
+LY_INLINE void ly_cols_accumulate(float *x, ly_cols sums, int64_t n)
+{
+    ly_cols old = ly_cols_load(x, n);
+    ly_vstore_n(x, ly_vadd(old.v[0], sums.v[0]), n);
+    if (n > LY_LANES) {
+        ly_vstore_n(x + LY_LANES, ly_vadd(old.v[1], sums.v[1]), n - LY_LANES);
+    }
+}
+
 LY_INLINE const float *ly_cf(mc_tensor t)
 {
     return (const float *)t.data;
