@@ -15,7 +15,7 @@ SECTION = re.compile(r"^\s*\[\s*(\d+)\]\s+(\S+)")
 
 
 def objects(check):
-    """(source, object) of the folders' files, from the build's compile commands."""
+    """(source, object) of the folders' files, from the build's compile commands; one source may have several objects."""
     database = check.build / "compile_commands.json"
     if not database.is_file():
         return
@@ -72,16 +72,16 @@ def main(argv=None):
         subprocess.run(["readelf", "--version"], capture_output=True, check=True)
     except OSError:
         missing_tool(check, "readelf")
-    tables = {source: symbols(output) for source, output in objects(check)}
+    tables = sorted((source, symbols(output)) for source, output in objects(check))
     defined_in = {
         name: unit_of(source)
-        for source, rows in tables.items()
+        for source, rows in tables
         for name, _, binding, section in rows
         if section != "UND" and binding != "LOCAL"
     }
     allowed = {(words[0], words[1]): number for number, words in check.allowed("allow_symbols.txt", 2)}
     used = set()
-    for source, rows in sorted(tables.items()):
+    for source, rows in tables:
         check.examined += 1
         check_object(check, source, rows, defined_in, allowed, used)
     for (source, name), number in allowed.items():
