@@ -15,6 +15,7 @@ void mc_arena_bind(mc_arena *arena, void *base, size_t bytes)
 
 void *mc_arena_take(mc_arena *arena, size_t bytes)
 {
+    MC_ASSERT(bytes <= SIZE_MAX / 2); /* a negative count, or a sum that wraps around */
     size_t need = (bytes + MC_ARENA_ALIGN - 1) / MC_ARENA_ALIGN * MC_ARENA_ALIGN;
     MC_ASSERT(need <= arena->cap_bytes - arena->used_bytes);
     /* While measuring, addresses start at one alignment unit: never NULL, which means "absent". */

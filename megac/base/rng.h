@@ -59,10 +59,11 @@ MC_RNG_FN mc_rng_block mc_rng_bits(uint32_t seed, uint32_t stream, uint64_t samp
     return out;
 }
 
-/* Uniform in (0, 1), 24 bits: never 0, never 1. */
+/* Uniform in (0, 1), never 0, never 1: the middles of 2^23 equal intervals. With one bit more the last middle,
+ * 1 - 2^-25, would round to 1. */
 MC_RNG_FN float mc_rng_uniform(uint32_t bits)
 {
-    return ((float)(bits >> 8) + 0.5f) * (1.0f / 16777216.0f);
+    return ((float)(bits >> 9) + 0.5f) * (1.0f / 8388608.0f);
 }
 
 /* Dropout keeps an element when its word is >= this threshold: P(drop) = p to within 2^-32. p in [0, 1). */
