@@ -10,6 +10,8 @@
 #ifndef MEGAC_BASE_COMM_H
 #define MEGAC_BASE_COMM_H
 
+#include <stdbool.h>
+
 #include "megac/base/device.h"
 #include "megac/base/grid.h"
 #include "megac/base/tensor.h"
@@ -31,16 +33,24 @@ typedef struct mc_comm {
     mc_stream stream; /* where this group's operations run on devices with streams */
 } mc_comm;
 
-/* An operation under way; storage belongs to the caller and stays put until mc_comm_wait returns. */
-typedef struct mc_request {
+/* An operation under way; storage belongs to the caller and stays put until mc_comm_wait returns. The caller reads and
+ * writes none of it. */
+typedef struct mc_request mc_request;
+struct mc_request {
     const mc_comm *comm;
-    int kind;        /* backend's */
-    uint64_t seq;    /* sequence number in the group */
-    void *handle[2]; /* backend's */
+    int kind;     /* which operation */
+    uint64_t seq; /* sequence number in the group (send and receive: between the two ranks) */
     mc_tensor in, out;
     mc_reduce op;
-    int peer;
-} mc_request;
+    int peer; /* send, receive: the other rank; broadcast: the root */
+    /* The backend's: */
+    mc_request *next; /* begun after this one on the same queue */
+    void *queue;
+    int phase;
+    uint64_t round, n_rounds;
+    uint64_t ledger_id;
+    bool queued, done;
+};
 
 struct mc_comm_ops {
     const char *name;
@@ -54,9 +64,12 @@ struct mc_comm_ops {
     mc_status (*recv_begin)(const mc_comm *c, mc_request *req);
     mc_status (*wait)(const mc_comm *c, mc_request *req);
     void (*destroy)(mc_comm *c);
+    /* Data are never touched: buffers may be measuring arenas' addresses, and are not checked. */
+    bool plans_only;
 };
 
-/* out = reduction of every rank's `in` (same shape; in place allowed). f32, f64, i32. */
+/* out = reduction of every rank's `in` (same shape; in place allowed, other overlaps not). f32, f64, i32; i32 sums
+ * wrap. MC_MAX and MC_MIN of a NaN are NaN. */
 mc_status mc_comm_all_reduce(const mc_comm *c, mc_tensor in, mc_tensor out, mc_reduce op) MC_MUST_CHECK;
 /* out (size * d0, ...) = concatenation along dim 0 of every rank's in (d0, ...), in rank order. `in` may be this rank's
  * part of `out`. */
@@ -68,7 +81,13 @@ mc_status mc_comm_reduce_scatter(const mc_comm *c, mc_tensor in, mc_tensor out) 
 mc_status mc_comm_broadcast(const mc_comm *c, mc_tensor buf, int root) MC_MUST_CHECK;
 mc_status mc_comm_barrier(const mc_comm *c) MC_MUST_CHECK;
 
-/* The same, split: begin, then other work, then wait. Operations between two ranks are received in the order sent. */
+/* The same, split: begin, then other work, then wait. Operations between two ranks are received in the order sent.
+ *
+ * begin never waits for a peer, unless 64 operations of the group (or of the pair of ranks) are under way already. The
+ * work is done inside mc_comm_wait, of this request or of any other of the same world: while it waits it also advances
+ * everything else that was begun, so that requests may be waited for in any order and a send may be waited for late,
+ * after the receives that its peer's progress depends on. A send of at most 1 KiB inside a node is complete at begin.
+ */
 mc_status mc_comm_all_reduce_begin(const mc_comm *c, mc_tensor in, mc_tensor out, mc_reduce op,
                                    mc_request *req) MC_MUST_CHECK;
 mc_status mc_comm_all_gather_begin(const mc_comm *c, mc_tensor in, mc_tensor out, mc_request *req) MC_MUST_CHECK;

@@ -27,13 +27,18 @@ mc_status mc_job_from_env(mc_job *job_out) MC_MUST_CHECK;
 
 typedef struct mc_world mc_world;
 
-/* Joins the job over communicator `name`: "self" (size 1 only) or "mpi"; NULL chooses self for one rank, else mpi.
+/* Inside a node ranks talk through shared memory and across nodes by MPI messages. MEGAC_NO_SHM=1 in the environment
+ * (of every rank) forbids the former: for comparisons, and where the system shares memory but wrongly.
+ *
+ * Joins the job over communicator `name`: "self" (size 1 only) or "mpi"; NULL chooses self for one rank, else mpi.
  * MC_INVALID when the launcher's size and MPI's differ (says how to start it); MC_TIMEOUT names the ranks missing. */
 mc_status mc_world_open(const mc_job *job, const char *name, double deadline_seconds,
                         mc_world **world_out) MC_MUST_CHECK;
-/* Leaves the job. After an error pass `failed`: the other ranks are ended too (MPI_Abort) with `exit_status`. */
+/* Leaves the job; its other communicators have been destroyed by then. After an error pass `failed`: the other ranks
+ * are ended too (MPI_Abort) with `exit_status`. */
 void mc_world_close(mc_world *world, bool failed, int exit_status);
 
+/* local_rank and local_size are those of the node as MPI sees it. */
 const mc_job *mc_world_job(const mc_world *world);
 /* The communicator of all ranks ("world"). */
 const mc_comm *mc_world_comm(const mc_world *world);

@@ -1,0 +1,134 @@
+/* Folder-private parts of the communicators: the kinds of operation, the engine that advances them, and the
+ * constructors of the backends.
+ *
+ * Every begun operation sits in a queue (one per group for collectives, one per peer and direction for send and
+ * receive) until it is complete; only a queue's head advances. A wait advances the heads of *all* queues of the world
+ * until its own request is done. So no order of waits can deadlock that an order of begins would not. */
+#ifndef MEGAC_BASE_COMM_IMPL_H
+#define MEGAC_BASE_COMM_IMPL_H
+
+#include "megac/base/comm.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum {
+    MC_I_BARRIER, /* an all-reduce of nothing */
+    MC_I_ALL_REDUCE,
+    MC_I_ALL_GATHER,
+    MC_I_REDUCE_SCATTER,
+    MC_I_BROADCAST,
+    MC_I_SEND,
+    MC_I_RECV,
+};
+const char *mc_i_kind_name(int kind);
+
+enum {
+    MC_I_INLINE_BYTES = 4096, /* collectives up to here carry their payload in their announcement */
+    MC_I_STAGE_BYTES = 1 << 20,
+    MC_I_LEDGER_OPS = 64,
+};
+
+/* Bytes of this rank's contribution: `in`, or the buffer of a broadcast, send or receive. */
+size_t mc_i_request_bytes(const mc_request *req);
+
+/* ---- reductions (comm_reduce.c) ---- */
+
+/* out = in[0] op in[1] op ... in[n - 1], left to right, over `elems` elements; `out` may be one of `in`. */
+void mc_i_reduce(mc_dtype dtype, mc_reduce op, void *out, const void *const *in, int n, size_t elems);
+/* The same result written to n_out places. */
+void mc_i_reduce_to(mc_dtype dtype, mc_reduce op, void *const *out, int n_out, const void *const *in, int n,
+                    size_t elems);
+
+/* ---- ledger (comm_ledger.c): the last operations of a world ---- */
+
+typedef struct mc_i_ledger_row {
+    uint64_t id; /* 1 for the first operation */
+    const char *group;
+    int kind, peer;
+    uint64_t seq, bytes;
+    double begun_s, done_s; /* since the world was opened; done 0: under way */
+} mc_i_ledger_row;
+
+typedef struct mc_i_ledger {
+    double opened_s;
+    uint64_t next_id;
+    mc_i_ledger_row rows[MC_I_LEDGER_OPS];
+} mc_i_ledger;
+
+double mc_i_now(void); /* monotonic seconds */
+void mc_i_ledger_init(mc_i_ledger *ledger);
+void mc_i_ledger_begun(mc_i_ledger *ledger, mc_request *req);
+void mc_i_ledger_done(mc_i_ledger *ledger, const mc_request *req);
+/* The newest rows that fit into `cap` bytes, at most `max_rows`, oldest first, each followed by `separator`. */
+void mc_i_ledger_text(const mc_i_ledger *ledger, int max_rows, const char *separator, char *text_out, size_t cap);
+
+/* ---- engine (comm_engine.c) ---- */
+
+typedef enum { MC_I_IDLE, MC_I_MOVED, MC_I_DONE, MC_I_FAILED } mc_i_progress;
+
+typedef struct mc_i_queue mc_i_queue;
+typedef struct mc_i_queue_ops {
+    /* Peers cannot wake us: look again and again. */
+    bool polled;
+    /* Does what can be done for the head without waiting. On MC_I_FAILED the reason was logged and *st_out says it. */
+    mc_i_progress (*step)(mc_i_queue *q, mc_request *req, mc_status *st_out);
+    /* World ranks that the request waits for; writes at most `cap`, returns how many there are. */
+    int (*missing)(const mc_i_queue *q, const mc_request *req, int *ranks_out, int cap);
+} mc_i_queue_ops;
+
+struct mc_i_queue {
+    const mc_i_queue_ops *ops;
+    void *group;
+    int peer; /* of a send or receive queue */
+    mc_request *head, *tail;
+    mc_i_queue *prev, *next; /* among the queues that are not empty */
+};
+
+/* A rank's doorbell, in memory its peers can write. A rank that goes to sleep sets `asleep` and looks once more; a peer
+ * that changed something it may wait for and sees `asleep` changes `count` and wakes it. */
+typedef struct mc_i_bell {
+    uint32_t count, asleep;
+} mc_i_bell;
+void mc_i_bell_ring(mc_i_bell *bell);
+
+typedef struct mc_i_engine {
+    double deadline_s;
+    int n_spins;
+    mc_status failed; /* a world that failed once stays failed: requests may have left the stack */
+    mc_i_queue *busy; /* queues with operations under way */
+    int n_polled;
+    mc_i_bell *bell;     /* mine; NULL: no shared memory */
+    const int32_t *pids; /* by world rank; 0: not on this node */
+    mc_i_ledger ledger;
+} mc_i_engine;
+
+void mc_i_engine_init(mc_i_engine *e, double deadline_s, int local_size);
+/* Notes the request in the ledger, queues it and does at once what needs no waiting. */
+mc_status mc_i_engine_push(mc_i_engine *e, mc_i_queue *q, mc_request *req) MC_MUST_CHECK;
+/* Waits until ready(q, req); MC_TIMEOUT and MC_COMM (a peer is gone) say for whom. */
+typedef bool (*mc_i_ready_fn)(const mc_i_queue *q, const mc_request *req);
+mc_status mc_i_engine_until(mc_i_engine *e, mc_i_queue *q, mc_request *req, mc_i_ready_fn ready) MC_MUST_CHECK;
+mc_status mc_i_engine_wait(mc_i_engine *e, mc_request *req) MC_MUST_CHECK;
+
+/* What a rank announces of a collective or a message; ranks compare. */
+typedef struct mc_i_call {
+    int32_t kind, dtype, op, root;
+    uint64_t bytes, seq;
+} mc_i_call;
+mc_i_call mc_i_call_of(const mc_request *req);
+/* MC_MISMATCH naming both sides when `theirs`, announced by world rank `rank`, does not fit `mine`. */
+mc_status mc_i_call_compare(const mc_comm *c, const mc_i_call *mine, const mc_i_call *theirs, int rank) MC_MUST_CHECK;
+
+/* ---- what a group is made from ---- */
+
+typedef struct mc_i_members {
+    int rank, size;
+    const int *world; /* world rank of each member; copied by the constructors */
+} mc_i_members;
+
+#ifdef __cplusplus
+}
+#endif
+#endif
