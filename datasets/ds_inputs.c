@@ -1,0 +1,152 @@
+#include "datasets/ds_inputs.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "megac/base/alloc.h"
+#include "megac/base/log.h"
+
+/* Deeper nesting is a link that leads back. */
+enum { MAX_DEPTH = 64 };
+
+typedef struct walk {
+    ds_i_inputs *list;
+    const char *format;
+    bool json_keys_given;
+} walk;
+
+static bool ends_with(const char *text, size_t n, const char *ending)
+{
+    size_t m = strlen(ending);
+    return n >= m && memcmp(text + n - m, ending, m) == 0;
+}
+
+static bool is_jsonl(const walk *w, const char *path)
+{
+    if (w->format && strcmp(w->format, "auto") != 0) {
+        return strcmp(w->format, "jsonl") == 0;
+    }
+    if (strcmp(path, "-") == 0) {
+        return w->json_keys_given;
+    }
+    size_t n = strlen(path);
+    n -= ends_with(path, n, ".gz") ? 3 : ends_with(path, n, ".zst") ? 4 : 0;
+    return ends_with(path, n, ".jsonl") || ends_with(path, n, ".ndjson") || ends_with(path, n, ".json");
+}
+
+static mc_status add(walk *w, const char *path)
+{
+    ds_i_inputs *l = w->list;
+    if (l->n == l->cap) {
+        size_t cap = l->cap ? 2 * l->cap : 16;
+        ds_i_input *more;
+        MC_TRY(MC_NEW_N(&more, cap, "input list"));
+        if (l->n) {
+            memcpy(more, l->v, l->n * sizeof *more);
+        }
+        mc_free(l->v);
+        l->v = more;
+        l->cap = cap;
+    }
+    MC_TRY(mc_strdup(path, "input name", &l->v[l->n].path));
+    l->v[l->n++].jsonl = is_jsonl(w, path);
+    return MC_OK;
+}
+
+static int visible(const struct dirent *e)
+{
+    return e->d_name[0] != '.';
+}
+
+/* By bytes, so that the order does not depend on the locale (alphasort's would). */
+static int by_bytes(const struct dirent **a, const struct dirent **b)
+{
+    return strcmp((*a)->d_name, (*b)->d_name);
+}
+
+static mc_status visit(walk *w, const char *path, int depth);
+
+static mc_status visit_folder(walk *w, const char *path, int depth)
+{
+    struct dirent **names = NULL;
+    if (depth > MAX_DEPTH) {
+        return MC_FAIL(MC_INPUT, "input %s lies more than %d folders deep; is there a link that leads back?", path,
+                       MAX_DEPTH);
+    }
+    int n = scandir(path, &names, visible, by_bytes);
+    if (n < 0) {
+        return MC_FAIL(MC_INPUT, "cannot list input folder %s: %s", path, strerror(errno));
+    }
+    mc_status st = MC_OK;
+    for (int i = 0; i < n; i++) {
+        char full[PATH_MAX];
+        int len = snprintf(full, sizeof full, "%s%s%s", path, ends_with(path, strlen(path), "/") ? "" : "/",
+                           names[i]->d_name);
+        if (st == MC_OK && (len < 0 || (size_t)len >= sizeof full)) {
+            st = MC_FAIL(MC_INPUT, "a path below input folder %s is longer than %d bytes", path, PATH_MAX);
+        }
+        st = st == MC_OK ? visit(w, full, depth + 1) : st;
+        free(names[i]); /* scandir's own malloc */
+    }
+    free(names);
+    return st;
+}
+
+static mc_status visit(walk *w, const char *path, int depth)
+{
+    struct stat sb;
+    if (strcmp(path, "-") == 0) {
+        w->list->all_sizes_known = false;
+        return add(w, path);
+    }
+    if (stat(path, &sb) != 0) {
+        int err = errno;
+        return MC_FAIL(err == ENOENT ? MC_NOTFOUND : MC_INPUT, "input %s: %s; check --input", path, strerror(err));
+    }
+    if (S_ISDIR(sb.st_mode)) {
+        return visit_folder(w, path, depth);
+    }
+    if (!S_ISREG(sb.st_mode)) {
+        if (depth > 0) {
+            MC_WARN("input %s is no regular file; left out", path);
+            return MC_OK;
+        }
+        w->list->all_sizes_known = false; /* a pipe, as from a shell's <(...) */
+    }
+    w->list->bytes += (uint64_t)sb.st_size;
+    return add(w, path);
+}
+
+mc_status ds_i_inputs_list(const char *const *paths, int n_paths, const char *format, bool json_keys_given,
+                           ds_i_inputs *inputs_out)
+{
+    *inputs_out = (ds_i_inputs){.all_sizes_known = true};
+    if (format && strcmp(format, "auto") != 0 && strcmp(format, "text") != 0 && strcmp(format, "jsonl") != 0) {
+        return MC_FAIL(MC_INVALID, "--input-format \"%s\": give auto, text or jsonl", format);
+    }
+    if (n_paths < 1) {
+        return MC_FAIL(MC_INVALID, "no input; give --input PATH..., or --input - for standard input");
+    }
+    walk w = {inputs_out, format, json_keys_given};
+    for (int i = 0; i < n_paths; i++) {
+        MC_TRY(visit(&w, paths[i], 0));
+    }
+    if (inputs_out->n == 0) {
+        return MC_FAIL(MC_INPUT, "input %s holds no file (hidden ones are left out); check --input", paths[0]);
+    }
+    return MC_OK;
+}
+
+void ds_i_inputs_free(ds_i_inputs *inputs)
+{
+    for (size_t i = 0; i < inputs->n; i++) {
+        mc_free(inputs->v[i].path);
+    }
+    mc_free(inputs->v);
+    *inputs = (ds_i_inputs){0};
+}
