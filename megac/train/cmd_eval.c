@@ -10,7 +10,9 @@ static mc_status evaluate(const mt_options *o, mc_world *world, mt_engine **e, m
     int64_t step = mc_given_int(o->ckpt_step) ? o->ckpt_step : -1;
     MC_TRY(mt_source_open(o, DS_VALID, !mt_options_given(o, &o->split), &feed->source));
     if (!feed->source) {
-        return MC_FAIL(MC_INVALID, "no data to evaluate on: give --data-path PREFIX, with --split SHARES for its validation share alone");
+        return MC_FAIL(
+            MC_INVALID,
+            "no data to evaluate on: give --data-path PREFIX, with --split SHARES for its validation share alone");
     }
     MC_TRY(mt_engine_create(o, MT_FOR_EVALUATION, world, feed->source, e));
     MC_TRY(mt_engine_load(*e, o->load, step));
@@ -18,7 +20,8 @@ static mc_status evaluate(const mt_options *o, mc_world *world, mt_engine **e, m
     MC_TRY(ds_loader_create(&c, &feed->loader));
     MC_TRY(mt_evaluate(*e, feed, mt_options_given(o, &o->eval_iters) ? o->eval_iters : 0, &loss, &tokens));
     if (mc_world_job(world)->rank == 0) {
-        printf("loss %.6f | perplexity %.4f | over %.0f tokens | %.1f s\n", loss, exp(loss), tokens, mt_now() - started);
+        printf("loss %.6f | perplexity %.4f | over %.0f tokens | %.1f s\n", loss, exp(loss), tokens,
+               mt_now() - started);
     }
     return MC_OK;
 }

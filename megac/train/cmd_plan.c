@@ -4,11 +4,10 @@
 
 #include "megac/base/alloc.h"
 #include "megac/train/commands.h"
-#include "megac/train/flops.h"
 #include "megac/train/run.h"
 
-/* One rank stands for all that reserve the same: the first of each pipeline stage and tensor-parallel rank (a vocabulary or
- * key/value split can differ between these), of data-parallel coordinate 0. */
+/* One rank stands for all that reserve the same: the first of each pipeline stage and tensor-parallel rank (a
+ * vocabulary or key/value split can differ between these), of data-parallel coordinate 0. */
 typedef struct plan_row {
     int rank, stage, tp_rank;
     mt_memory_plan memory;
@@ -42,16 +41,18 @@ static int largest(const plan_row *rows, int n)
 static void print_table(const mt_setup *s, const plan_row *rows, int n)
 {
     const int *g = s->grid.size;
-    printf("%" PRId64 " parameters (%" PRId64 " with the padded vocabulary of %" PRId64 "); %d ranks: TP %d x CP %d x DP %d x "
+    printf("%" PRId64 " parameters (%" PRId64 " with the padded vocabulary of %" PRId64
+           "); %d ranks: TP %d x CP %d x DP %d x "
            "PP %d\n\n",
            mt_params_count(&s->model, true), mt_params_count(&s->model, false), s->model.padded_vocab, s->world_size,
            g[MC_AXIS_TP], g[MC_AXIS_CP], g[MC_AXIS_DP], g[MC_AXIS_PP]);
-    printf("bytes per rank (data-parallel rank 0)\n%6s %6s %4s %15s %15s %15s %15s %15s %12s %12s %16s\n", "rank", "stage", "tp",
-           "parameters", "gradients", "optimizer", "activations", "scratch", "process", "host", "total");
+    printf("bytes per rank (data-parallel rank 0)\n%6s %6s %4s %15s %15s %15s %15s %15s %12s %12s %16s\n", "rank",
+           "stage", "tp", "parameters", "gradients", "optimizer", "activations", "scratch", "process", "host", "total");
     for (int i = 0; i < n; i++) {
         const mt_memory_plan *m = &rows[i].memory;
-        printf("%6d %6d %4d %15zu %15zu %15zu %15zu %15zu %12zu %12zu %16zu\n", rows[i].rank, rows[i].stage, rows[i].tp_rank,
-               m->params, m->grads, m->optimizer, m->stash, m->scratch, m->process, m->host, mt_memory_total(m));
+        printf("%6d %6d %4d %15zu %15zu %15zu %15zu %15zu %12zu %12zu %16zu\n", rows[i].rank, rows[i].stage,
+               rows[i].tp_rank, m->params, m->grads, m->optimizer, m->stash, m->scratch, m->process, m->host,
+               mt_memory_total(m));
     }
     const plan_row *top = &rows[largest(rows, n)];
     printf("\nlargest: rank %d with %.3f GiB\n", top->rank, (double)mt_memory_total(&top->memory) / (1 << 30));
@@ -64,16 +65,16 @@ static mc_status print_json(const mt_setup *s, const plan_row *rows, int n)
         const mt_memory_plan *m = &rows[i].memory;
         json_array_append_new(
             ranks, json_pack("{s:i, s:i, s:i, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "rank", rows[i].rank, "stage",
-                             rows[i].stage, "tp_rank", rows[i].tp_rank, "parameters", (json_int_t)m->params, "gradients",
-                             (json_int_t)m->grads, "optimizer", (json_int_t)m->optimizer, "activations",
+                             rows[i].stage, "tp_rank", rows[i].tp_rank, "parameters", (json_int_t)m->params,
+                             "gradients", (json_int_t)m->grads, "optimizer", (json_int_t)m->optimizer, "activations",
                              (json_int_t)m->stash, "scratch", (json_int_t)m->scratch, "process", (json_int_t)m->process,
                              "host", (json_int_t)m->host, "total", (json_int_t)mt_memory_total(m)));
     }
-    mt_flops flops = mt_flops_per_token(&s->model);
+    mt_flops flops = mt_setup_flops(s);
     root = json_pack("{s:I, s:I, s:f, s:f, s:i, s:o}", "parameters", (json_int_t)mt_params_count(&s->model, true),
-                     "padded_parameters", (json_int_t)mt_params_count(&s->model, false), "flops_per_token", flops.causal,
-                     "flops_per_token_full_attention", flops.full, "largest_rank", rows[largest(rows, n)].rank, "ranks",
-                     ranks);
+                     "padded_parameters", (json_int_t)mt_params_count(&s->model, false), "flops_per_token",
+                     flops.causal, "flops_per_token_full_attention", flops.full, "largest_rank",
+                     rows[largest(rows, n)].rank, "ranks", ranks);
     if (!root) {
         return MC_FAIL(MC_NOMEM, "no memory for the plan as JSON");
     }

@@ -1,10 +1,10 @@
 #include <inttypes.h>
 #include <stdio.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "datasets/ds_prepare.h"
 #include "megac/train/commands.h"
-#include "megac/train/run.h"
 
 static mc_status prepare(const mt_prepare_options *o)
 {
@@ -18,18 +18,25 @@ static mc_status prepare(const mt_prepare_options *o)
         .tokenizer_model = o->tokenizer_model,
         .append_eod = o->append_eod,
         .workers = (int)o->workers,
-        .split_documents_on = o->split_documents_on,
+        .split_documents_on =
+            o->split_documents_on && strcmp(o->split_documents_on, "blank-line") == 0 ? "blank" : o->split_documents_on,
         .input_format = o->input_format,
         .compress = o->compress,
         .overwrite = o->overwrite,
         .progress = isatty(STDERR_FILENO) == 1,
     };
     ds_prepare_result r;
-    double started = mt_now();
     MC_TRY(ds_prepare(&c, &r));
-    double seconds = mt_now() - started;
-    printf("%s: %" PRIu64 " tokens in %" PRIu64 " documents from %" PRIu64 " bytes of text, %.1f s (%.1f MB/s)\n",
-           r.path, r.n_tokens, r.n_documents, r.n_bytes, seconds, (double)r.n_bytes * 1e-6 / seconds);
+    printf("%s: %" PRIu64 " tokens in %" PRIu64 " documents from %" PRIu64 " bytes of text in %" PRIu64
+           " files, %.1f s (%.1f MB/s)
+           ",
+           r.output_path,
+           r.n_tokens, r.n_documents, r.text_bytes, r.n_files, r.seconds,
+           (double)r.text_bytes * 1e-6 / (r.seconds > 0 ? r.seconds : 1e-9));
+    if (r.n_empty > 0) {
+        printf("%" PRIu64 " documents had no text and were left out
+", r.n_empty);
+    }
     return MC_OK;
 }
 

@@ -6,7 +6,6 @@
 #include "megac/base/log.h"
 #include "megac/train/checkpoint.h"
 #include "megac/train/commands.h"
-#include "megac/train/flops.h"
 #include "megac/train/run.h"
 
 static mc_status open_feed(mt_run *run, mt_feed *feed)
@@ -44,12 +43,13 @@ static mc_status open_metrics(mt_run *run)
     }
     MC_TRY(mt_metrics_open(&run->metrics, file, speaks));
     const mt_setup *s = &run->e->setup;
-    mt_flops flops = mt_flops_per_token(&s->model);
+    mt_flops flops = mt_setup_flops(s);
     double peak = mc_given_float(o->peak_tflops) ? 1e12 * o->peak_tflops : mt_measure_peak(run->e->pool);
     run->metrics.flops_per_token_causal = flops.causal;
     run->metrics.flops_per_token_full = flops.full;
     run->metrics.peak_flops = peak * s->world_size;
-    run->metrics.total_iterations = mc_given_int(o->train_iters) ? o->train_iters : 0;
+    run->metrics.total_iterations =
+        mc_given_int(o->train_iters) ? o->train_iters : mt_batch_iterations(&s->batch, 0, (uint64_t)o->train_samples);
     run->metrics.log_interval = o->log_interval;
     return MC_OK;
 }
@@ -81,10 +81,11 @@ static void say_hello(const mt_run *run)
            MEGAC_VERSION, (long long)mt_params_count(&s->model, true), s->world_size, s->world_size > 1 ? "s" : "",
            g[MC_AXIS_TP], g[MC_AXIS_CP], g[MC_AXIS_DP], g[MC_AXIS_PP], s->n_threads, s->n_threads > 1 ? "s" : "",
            run->e->ly.ops->backend);
-    printf("rank 0 reserves %.1f MiB: parameters %.1f, gradients %.1f, optimizer %.1f, activations %.1f, scratch %.1f\n",
-           (double)mt_memory_total(&run->e->memory.plan) / 1048576, (double)run->e->memory.plan.params / 1048576,
-           (double)run->e->memory.plan.grads / 1048576, (double)run->e->memory.plan.optimizer / 1048576,
-           (double)run->e->memory.plan.stash / 1048576, (double)run->e->memory.plan.scratch / 1048576);
+    printf(
+        "rank 0 reserves %.1f MiB: parameters %.1f, gradients %.1f, optimizer %.1f, activations %.1f, scratch %.1f\n",
+        (double)mt_memory_total(&run->e->memory.plan) / 1048576, (double)run->e->memory.plan.params / 1048576,
+        (double)run->e->memory.plan.grads / 1048576, (double)run->e->memory.plan.optimizer / 1048576,
+        (double)run->e->memory.plan.stash / 1048576, (double)run->e->memory.plan.scratch / 1048576);
     fflush(stdout);
 }
 
@@ -94,10 +95,11 @@ static mc_status train(mt_run *run, mt_end *end_out)
     bool evaluates = o->eval_iters > 0 && (mc_given_int(o->eval_interval) || o->skip_train);
     MC_TRY(mt_source_open(o, DS_TRAIN, false, &run->train.source));
     if (!run->train.source) {
-        return MC_FAIL(MC_INVALID, "no training data: give --data-path PREFIX (made by `megac prepare`) or --mock-data");
+        return MC_FAIL(MC_INVALID,
+                       "no training data: give --data-path PREFIX (made by `megac prepare`) or --mock-data");
     }
     MC_TRY(mt_engine_create(o, MT_FOR_TRAINING, run->world, run->train.source, &run->e));
-    MC_TRY(mt_lr_init(&run->lr, o, &run->e->setup.batch));
+    MC_TRY(mt_setup_lr(&run->e->setup, &run->lr));
     MC_TRY(open_feed(run, &run->train));
     if (evaluates) {
         MC_TRY(mt_source_open(o, DS_VALID, false, &run->valid.source));

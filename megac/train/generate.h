@@ -11,17 +11,17 @@ extern "C" {
 
 typedef struct mt_generation {
     const int32_t *prompt;
-    int64_t n_prompt;  /* at least 1 */
+    int64_t n_prompt; /* at least 1 */
     int64_t max_new;
     int64_t stop_token; /* ends the text; -1: none */
     mt_sampling sampling;
-    uint64_t number;    /* of the prompt: prompts draw different numbers */
-    float *logits;      /* (padded vocabulary) */
-    int32_t *tokens;    /* (n_prompt + max_new): the prompt and what followed */
+    uint64_t number; /* of the prompt: prompts draw different numbers */
+    float *logits;   /* (padded vocabulary) */
+    int32_t *tokens; /* (n_prompt + max_new): the prompt and what followed */
 } mt_generation;
 
-/* Continues the prompt; every rank gets the same tokens. A context longer than --seq-length is cut on the left. Collective.
- * *n_out: tokens in all, the stop token not counted. */
+/* Continues the prompt; every rank gets the same tokens. A context longer than --seq-length is cut on the left.
+ * Collective. *n_out: tokens in all, the stop token not counted. */
 mc_status mt_generate(mt_engine *e, const mt_generation *g, int64_t *n_out) MC_MUST_CHECK;
 
 #ifdef __cplusplus

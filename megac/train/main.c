@@ -23,8 +23,10 @@ static void print_help(FILE *out)
     for (int i = 0; i < N_COMMANDS; i++) {
         fprintf(out, "  megac %-9s %s\n", commands[i].name, commands[i].summary);
     }
-    fprintf(out, "\n`megac COMMAND --help` lists the flags of a command. Exit status: 0 finished; 2 bad flags or input, nothing "
-                 "started;\n75 stopped early after saving; 1 any other failure.\n");
+    fprintf(
+        out,
+        "\n`megac COMMAND --help` lists the flags of a command. Exit status: 0 finished; 2 bad flags or input, nothing "
+        "started;\n75 stopped early after saving; 1 any other failure.\n");
 }
 
 static mc_status dispatch(const mc_job *job, int argc, char **argv)

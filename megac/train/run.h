@@ -37,7 +37,8 @@ typedef enum { MT_FINISHED, MT_STOPPED_EARLY } mt_end;
 /* Seconds of a clock that only goes forward. */
 double mt_now(void);
 
-/* Data of one split by the flags; *source_out is NULL where there is none. `whole`: all of --data-path, not its share. */
+/* Data of one split by the flags; *source_out is NULL where there is none. `whole`: all of --data-path, not its share.
+ */
 mc_status mt_source_open(const mt_options *o, ds_split which, bool whole, ds_source **source_out) MC_MUST_CHECK;
 
 /* Trains until --train-iters, --train-samples, --exit-interval or --exit-duration-in-mins. */

@@ -156,3 +156,57 @@ mt_memory_request mt_setup_memory(const mt_setup *s, int rank)
         .loader_bytes = s->purpose == MT_FOR_GENERATION ? 0 : ds_loader_plan_bytes(&loader),
     };
 }
+
+/* An int that nobody gave is negative for mt_lr_init. */
+static int64_t given(int64_t v)
+{
+    return mc_given_int(v) ? v : -1;
+}
+
+mc_status mt_setup_lr(const mt_setup *s, mt_lr_config *lr_out)
+{
+    const mt_options *o = s->o;
+    bool by_samples = mc_given_int(o->train_samples);
+    mt_lr_flags flags = {
+        .lr = o->lr,
+        .min_lr = o->min_lr,
+        .lr_warmup_init = o->lr_warmup_init,
+        .decoupled_lr = o->decoupled_lr,
+        .decoupled_min_lr = o->decoupled_min_lr,
+        .weight_decay = o->weight_decay,
+        .start_weight_decay = o->start_weight_decay,
+        .end_weight_decay = o->end_weight_decay,
+        .lr_warmup_fraction = o->lr_warmup_fraction,
+        .train_iters = given(o->train_iters),
+        .lr_decay_iters = by_samples ? -1 : given(o->lr_decay_iters),
+        .lr_warmup_iters = by_samples ? -1 : given(o->lr_warmup_iters),
+        .lr_wsd_decay_iters = given(o->lr_wsd_decay_iters),
+        .train_samples = given(o->train_samples),
+        .lr_decay_samples = by_samples ? given(o->lr_decay_samples) : -1,
+        .lr_warmup_samples = by_samples ? given(o->lr_warmup_samples) : -1,
+        .lr_wsd_decay_samples = given(o->lr_wsd_decay_samples),
+        .global_batch = mt_batch_max(&s->batch),
+        .lr_decay_style = o->lr_decay_style,
+        .lr_wsd_decay_style = o->lr_wsd_decay_style,
+        .weight_decay_incr_style = o->weight_decay_incr_style,
+    };
+    return mt_lr_init(lr_out, &flags);
+}
+
+mt_flops mt_setup_flops(const mt_setup *s)
+{
+    const mt_model_config *c = &s->model;
+    mt_flops_shape shape = {
+        .n_layers = c->n_layers,
+        .hidden = c->hidden,
+        .ffn = c->ffn,
+        .heads = c->heads,
+        .groups = c->groups,
+        .head_dim = c->head_dim,
+        .gated = c->act == LY_SWIGLU,
+        .seq_length = c->seq_length,
+        .window_left = c->window_left,
+        .vocab = c->padded_vocab,
+    };
+    return mt_flops_per_token(&shape);
+}

@@ -4,6 +4,8 @@
 #define MEGAC_TRAIN_SETUP_H
 
 #include "megac/train/batch.h"
+#include "megac/train/flops.h"
+#include "megac/train/lr.h"
 #include "megac/train/memory.h"
 #include "megac/train/options.h"
 
@@ -40,6 +42,11 @@ int mt_setup_micros(const mt_setup *s, int64_t global_batch);
 ds_loader_config mt_setup_loader(const mt_setup *s, int rank, const ds_source *source);
 /* What `rank` would reserve. */
 mt_memory_request mt_setup_memory(const mt_setup *s, int rank);
+
+/* Learning rate and weight decay of the run. */
+mc_status mt_setup_lr(const mt_setup *s, mt_lr_config *lr_out) MC_MUST_CHECK;
+/* Model FLOPs per token. */
+mt_flops mt_setup_flops(const mt_setup *s);
 
 /* The shape of the model alone. */
 mc_status mt_model_config_from(const mt_options *o, const ds_source *data, mt_model_config *config_out) MC_MUST_CHECK;
