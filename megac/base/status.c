@@ -30,13 +30,12 @@ int mc_status_exit(mc_status st)
     return (unsigned)st < MC_STATUS_COUNT ? rows[st].exit_status : 1;
 }
 
-mc_status mc_fail_at(const char *file, int line, mc_status st, const char *fmt, ...)
+void mc_fail_at(const char *file, int line, const char *fmt, ...)
 {
     va_list ap;
     va_start(ap, fmt);
     mc_log_v(MC_LOG_ERROR, file, line, fmt, ap);
     va_end(ap);
-    return st;
 }
 
 void mc_assert_failed(const char *file, int line, const char *expr)

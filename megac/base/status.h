@@ -21,14 +21,14 @@ const char *mc_status_name(mc_status st);
 const char *mc_status_text(mc_status st);
 int mc_status_exit(mc_status st);
 
-/* Logs one error line (see log.h) with its place and returns `st`. Use through MC_FAIL. */
-mc_status mc_fail_at(const char *file, int line, mc_status st, const char *fmt, ...) MC_PRINTF(4, 5);
+/* Logs one error line (see log.h) with its place. Use through MC_FAIL. */
+void mc_fail_at(const char *file, int line, const char *fmt, ...) MC_PRINTF(3, 4);
 
 /* Prints the broken invariant and aborts. Use through MC_ASSERT. */
 void mc_assert_failed(const char *file, int line, const char *expr) __attribute__((noreturn));
 
 /* First detector of a failure: logs what was seen and what to do about it, returns the code. */
-#define MC_FAIL(st, ...) mc_fail_at(__FILE__, __LINE__, (st), __VA_ARGS__)
+#define MC_FAIL(st, ...) (mc_fail_at(__FILE__, __LINE__, __VA_ARGS__), (st))
 
 /* Broken invariant of ours (never a user's mistake): always on. */
 #define MC_ASSERT(expr) ((expr) ? (void)0 : mc_assert_failed(__FILE__, __LINE__, #expr))

@@ -28,14 +28,11 @@ static mc_status prepare(const mt_prepare_options *o)
     ds_prepare_result r;
     MC_TRY(ds_prepare(&c, &r));
     printf("%s: %" PRIu64 " tokens in %" PRIu64 " documents from %" PRIu64 " bytes of text in %" PRIu64
-           " files, %.1f s (%.1f MB/s)
-           ",
-           r.output_path,
-           r.n_tokens, r.n_documents, r.text_bytes, r.n_files, r.seconds,
+           " files, %.1f s (%.1f MB/s)\n",
+           r.output_path, r.n_tokens, r.n_documents, r.text_bytes, r.n_files, r.seconds,
            (double)r.text_bytes * 1e-6 / (r.seconds > 0 ? r.seconds : 1e-9));
     if (r.n_empty > 0) {
-        printf("%" PRIu64 " documents had no text and were left out
-", r.n_empty);
+        printf("%" PRIu64 " documents had no text and were left out\n", r.n_empty);
     }
     return MC_OK;
 }
