@@ -5,6 +5,7 @@
 #include "megac/base/file.h"
 #include "megac/base/log.h"
 #include "megac/train/checkpoint.h"
+#include "megac/train/ckpt_inspect.h"
 #include "megac/train/commands.h"
 #include "megac/train/run.h"
 
