@@ -2,21 +2,15 @@
  *
  * Forward adds the stage's constant to each element; the activation entering stage s for micro-batch j is
  * 1000 j + (0 + 1 + .. + s - 1). Backward doubles: the gradient leaving stage s is (j + 1) 2^(p - s). */
-#include <cmocka.h>
 #include <math.h>
 #include <pthread.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
 #include <time.h>
 
 #include "megac/base/alloc.h"
 #include "megac/base/rng.h"
 #include "pipeline/pp.h"
 #include "tests/pipeline/fake_comm.h"
+#include "tests/unit.h"
 
 enum { MAX_STAGES = 6, MAX_MICRO = 16, ELEMS = 33 };
 

@@ -1,13 +1,8 @@
 /* Global batch sizes against tables worked out by hand. */
-#include <cmocka.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <string.h>
 
 #include "megac/base/alloc.h"
 #include "megac/train/batch.h"
+#include "tests/unit.h"
 
 typedef struct row {
     uint64_t consumed;

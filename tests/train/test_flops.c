@@ -1,12 +1,8 @@
 /* FLOPs per token against matrix products counted one by one and against published formulas. */
-#include <cmocka.h>
 #include <math.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
 
 #include "megac/train/flops.h"
+#include "tests/unit.h"
 
 static double product(int64_t m, int64_t n, int64_t k)
 {

@@ -1,13 +1,8 @@
 /* Learning rate and weight decay against closed forms, in samples and in iterations. */
-#include <cmocka.h>
 #include <math.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <string.h>
 
 #include "megac/train/lr.h"
+#include "tests/unit.h"
 
 /* Everything absent but a run of 1000 samples with rate 1 down to 0.1 after 100 samples of warm-up. */
 static mt_lr_flags flags(const char *style)

@@ -1,14 +1,9 @@
 /* Sampling: exact sets under top-k and top-p, frequencies against exact probabilities. */
-#include <cmocka.h>
 #include <math.h>
-#include <setjmp.h>
-#include <stdarg.h>
 #include <stdbool.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <string.h>
 
 #include "megac/train/sampling.h"
+#include "tests/unit.h"
 
 enum { V = 8, DRAWS = 40000 };
 
