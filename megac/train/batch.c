@@ -291,7 +291,7 @@ int64_t mt_batch_iterations(const mt_batch *b, uint64_t consumed, uint64_t sampl
     while (consumed < samples) {
         int64_t size, run = steps_of_size(b, consumed, &size);
         int64_t fit = (int64_t)((samples - consumed) / (uint64_t)size);
-        if (fit <= run) {
+        if (fit < run) {
             return n + fit;
         }
         n += run;

@@ -96,24 +96,34 @@ static void test_ramp(void **state)
 }
 
 /* Stepping one batch at a time must agree with the closed forms, from any start. */
-static void test_iterations_agree_with_stepping(void **state)
+static void expect_stepping(const mt_batch_config *c, uint64_t last_start, uint64_t stride)
 {
-    (void)state;
-    mt_batch b = make((mt_batch_config){
-        .global_batch = 60, .micro_batch = 1, .data_parallel = 4, .rampup = (const int64_t[]){4, 8, 777}});
-    for (uint64_t start = 0; start < 900; start += 37) {
+    mt_batch b = make(*c);
+    for (uint64_t start = 0; start < last_start; start += stride) {
         uint64_t consumed = start;
         for (int64_t n = 0; n < 60; n++) {
             assert_int_equal(mt_batch_samples(&b, start, n), consumed - start);
             assert_int_equal(mt_batch_iterations(&b, start, consumed), n);
             int64_t size = mt_batch_size_at(&b, consumed);
-            if (n > 0) {
-                assert_int_equal(mt_batch_iterations(&b, start, consumed + (uint64_t)size - 1), n);
-            }
+            assert_int_equal(mt_batch_iterations(&b, start, consumed + (uint64_t)size - 1), n);
             consumed += (uint64_t)size;
         }
     }
     mt_batch_fini(&b);
+}
+
+static void test_iterations_agree_with_stepping(void **state)
+{
+    (void)state;
+    mt_batch_config c = {.global_batch = 60, .micro_batch = 1, .data_parallel = 4};
+    c.rampup = (const int64_t[]){4, 8, 777};
+    expect_stepping(&c, 900, 37);
+    c.rampup = (const int64_t[]){4, 8, 100}; /* 100 / 7 samples an increment */
+    expect_stepping(&c, 120, 1);
+    c.rampup = (const int64_t[]){4, 4, 9}; /* more increments than samples: some sizes never occur */
+    expect_stepping(&c, 20, 1);
+    c = (mt_batch_config){.micro_batch = 1, .data_parallel = 1, .seq_length = 3, .step_schedule = "0:7 100:2 200:31"};
+    expect_stepping(&c, 90, 1);
 }
 
 static void test_decrease(void **state)
