@@ -38,6 +38,10 @@ static mc_status next_token(mt_engine *e, const mt_generation *g, const int32_t 
     if (mt_has_head(&s->place)) {
         MC_TRY(collect(e, logits, g->logits));
         token = mt_sample(&g->sampling, g->logits, (int)s->c->vocab, g->number, (uint64_t)position);
+        if (token < 0) {
+            return MC_FAIL(MC_NUMERIC, "no logit after %lld tokens is a number: the weights are damaged or diverged",
+                           (long long)position);
+        }
     } else {
         MC_TRY(move(pp, mt_stage_token_output(s, len), s->place.stage + 1, true));
     }

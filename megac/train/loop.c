@@ -64,11 +64,12 @@ static mc_status train_step(mt_run *run, mt_metrics_step *out)
     uint64_t next = run->consumed_samples + (uint64_t)batch;
     MC_TRY(ds_loader_request(run->train.loader, next,
                              mt_setup_micros(&e->setup, mt_batch_size_at(&e->setup.batch, next))));
-    double lr = mt_lr_at(&run->lr, (double)next), decoupled = mt_decoupled_lr_at(&run->lr, (double)next);
+    /* Megatron-LM moves its scheduler after the update: the rate of a step is that of the samples before it. */
+    double at = (double)run->consumed_samples, lr = mt_lr_at(&run->lr, at);
     if (!passed_over(run)) {
         MC_TRY(total_weight(run, weight, &total));
         MC_TRY(mt_engine_run_step(e, run->train.loader, n_micro, true, 1 / total, &stats));
-        MC_TRY(mt_optimizer_step(e->optimizer, lr, decoupled, mt_weight_decay_at(&run->lr, (double)next),
+        MC_TRY(mt_optimizer_step(e->optimizer, lr, mt_decoupled_lr_at(&run->lr, at), mt_weight_decay_at(&run->lr, at),
                                  mt_engine_loss_sum(e, n_micro), &result));
         result.loss_sum /= total;
     } else {

@@ -33,7 +33,7 @@ static mc_status set_batch(mt_setup *s)
     const mt_options *o = s->o;
     int dp = s->grid.size[MC_AXIS_DP];
     mt_batch_config c = {
-        .global_batch = o->global_batch_size,
+        .global_batch = o->step_batch_size_schedule ? 0 : o->global_batch_size,
         .micro_batch = o->micro_batch_size,
         .data_parallel = dp,
         .rampup = o->rampup_batch_size.n > 0 ? o->rampup_batch_size.v : NULL,

@@ -58,7 +58,7 @@ def run_megac(c, threads, ranks=1, layout="", n_micro=1, warmup=2):
     with tempfile.TemporaryDirectory() as tmp:
         metrics = pathlib.Path(tmp) / "m.jsonl"
         micro = max(1, c["batch"] // n_micro // (2 if layout == "" and ranks == 2 else 1))
-        line = [str(ROOT / "build" / "megac"), *megac_args(c, micro, c["batch"], c["steps"] + warmup, metrics)]
+        line = [os.environ.get("MEGAC", str(ROOT / "build" / "megac")), *megac_args(c, micro, c["batch"], c["steps"] + warmup, metrics)]
         line += [*layout.split(), "--num-threads", str(threads)]
         if ranks > 1:
             line = ["mpirun", "--bind-to", "none", "-n", str(ranks), *line]
