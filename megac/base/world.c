@@ -61,7 +61,7 @@ static mc_status make_group(mc_world *w, const mc_comm *over, const mc_i_members
         return MC_OK;
     }
     if (!shared) {
-        return mc_i_comm_mpi_create(w->net, &w->engine, members, index, name, comm_out);
+        return mc_i_comm_msg_create(w->net, &w->engine, members, index, name, comm_out);
     }
     mc_status st = mc_i_comm_shm_create(w, members, shared, name, comm_out);
     if (st != MC_OK) {
@@ -98,7 +98,7 @@ static mc_status open_many(mc_world *w, double deadline_seconds, int *ranks)
         every[r] = r;
     }
     all.world = every;
-    MC_TRY(mc_i_comm_mpi_create(w->net, &w->engine, &all, 0, "world", &w->boot));
+    MC_TRY(mc_i_comm_msg_create(w->net, &w->engine, &all, 0, "world", &w->boot));
     MC_TRY(MC_NEW_N(&w->pids, w->job.size, "processes of ranks"));
     MC_TRY(mc_i_world_pids(w, &w->boot));
     if (w->wants_shm) {
