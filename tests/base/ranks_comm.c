@@ -153,8 +153,12 @@ static void test_operations(void **state)
     for (int g = 0; g < t.n_groups; g++) {
         for (size_t s = 0; s < sizeof sizes / sizeof sizes[0]; s++) {
             for (int mem = 0; mem < N_MEMORIES; mem++) {
-                every_operation(&t.groups[g], sizes[s], (memory)mem, false);
-                every_operation(&t.groups[g], sizes[s], (memory)mem, true);
+                for (int in_place = 0; in_place < 2; in_place++) {
+                    /* The large ones take long to check: half of the combinations for subgroups. */
+                    if (g == 0 || sizes[s] < BIG || in_place == mem % 2) {
+                        every_operation(&t.groups[g], sizes[s], (memory)mem, in_place);
+                    }
+                }
             }
             RANKS_OK(mc_comm_barrier(&t.groups[g]));
         }
@@ -293,6 +297,7 @@ static void test_many_barriers(void **state)
 static void test_allocates_nothing(void **state)
 {
     (void)state;
+    t.k = 1000; /* groups of one rank have skipped some */
     mc_alloc_freeze(true);
     every_operation(&t.groups[0], 5000, PLAIN, false);
     if (t.job->size > 1) {
