@@ -115,7 +115,7 @@ static mc_status check_parts(const mc_comm *c, const char *call, mc_tensor part,
 static mc_status check_peer(const mc_comm *c, const char *call, int peer, bool may_be_me)
 {
     if (peer < 0 || peer >= c->size || (!may_be_me && peer == c->rank)) {
-        return MC_FAIL(MC_INVALID, "%s of %s: there is no %s rank %d among %d", call, c->name, may_be_me ? "" : "other",
+        return MC_FAIL(MC_INVALID, "%s of %s: there is no %srank %d among %d", call, c->name, may_be_me ? "" : "other ",
                        peer, c->size);
     }
     return MC_OK;

@@ -15,6 +15,7 @@
 enum {
     SPINS = 60,           /* about 2 us of pause instructions */
     YIELDS = 30,          /* then sleep, where peers can wake us */
+    YIELDS_ALONE = 500,   /* with a core for each rank: waking takes longer than most waits, some 100 us */
     YIELDS_POLLED = 2000, /* looking again costs more than a yield there, but less than a sleep */
     SLEEP_NS = 50000000,  /* a wake-up can be missed by a dying peer only; the deadline and lives are looked at */
     SLEEP_POLLED_NS = 50000,
@@ -229,7 +230,7 @@ static void sleep_a_while(mc_i_engine *e, const waiting *w, double left_s)
 
 static mc_status idle(mc_i_engine *e, waiting *w)
 {
-    long round = w->rounds++, yields = e->n_polled ? YIELDS_POLLED : YIELDS;
+    long round = w->rounds++, yields = e->n_polled ? YIELDS_POLLED : e->n_spins ? YIELDS_ALONE : YIELDS;
     if (round < e->n_spins) {
         relax();
         return MC_OK;

@@ -15,6 +15,10 @@
 
 #include "megac/base/world_impl.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 enum {
     MC_I_SHM_SLOTS = 64,
     MC_I_SHM_PAIR_INLINE = 1024,
@@ -54,7 +58,7 @@ typedef struct mc_i_shm_member {
     mc_i_shm_slot ring[MC_I_SHM_SLOTS];
     unsigned char stage[MC_I_STAGE_BYTES];
     unsigned char pair_stage[MC_I_SHM_PAIR_STAGE];
-    mc_i_shm_channel to[]; /* by receiving member */
+    mc_i_shm_channel to[1]; /* by receiving member; as many as the group has */
 } mc_i_shm_member;
 
 typedef struct mc_i_shm_pair {
@@ -97,4 +101,7 @@ extern const mc_i_queue_ops mc_i_shm_send_queue, mc_i_shm_recv_queue;
 extern const mc_i_queue_ops mc_i_shm_group_queue;
 mc_status mc_i_shm_group_begin(const mc_comm *c, mc_request *req) MC_MUST_CHECK;
 
+#ifdef __cplusplus
+}
+#endif
 #endif

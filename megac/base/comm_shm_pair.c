@@ -219,6 +219,13 @@ static void group_destroy(mc_comm *c)
     group_free(g);
 }
 
+/* Through a pointer: the array is longer than its declaration. */
+static mc_i_shm_channel *channel_to(mc_i_shm_member *member, int m)
+{
+    mc_i_shm_channel *first = member->to;
+    return first + m;
+}
+
 static mc_status fill_group(mc_i_shm_group *g, const mc_i_members *members)
 {
     size_t n = (size_t)members->size;
@@ -238,9 +245,9 @@ static mc_status fill_group(mc_i_shm_group *g, const mc_i_members *members)
     }
     for (size_t m = 0; m < n; m++) {
         g->sends[m].queue = (mc_i_queue){.ops = &mc_i_shm_send_queue, .group = g, .peer = (int)m};
-        g->sends[m].channel = &g->member[me]->to[m];
+        g->sends[m].channel = channel_to(g->member[me], (int)m);
         g->recvs[m].queue = (mc_i_queue){.ops = &mc_i_shm_recv_queue, .group = g, .peer = (int)m};
-        g->recvs[m].channel = &g->member[m]->to[me];
+        g->recvs[m].channel = channel_to(g->member[m], me);
     }
     g->queue = (mc_i_queue){.ops = &mc_i_shm_group_queue, .group = g, .peer = -1};
     return MC_OK;
@@ -248,7 +255,7 @@ static mc_status fill_group(mc_i_shm_group *g, const mc_i_members *members)
 
 size_t mc_i_shm_group_bytes(int size)
 {
-    return sizeof(mc_i_shm_member) + (size_t)size * sizeof(mc_i_shm_channel);
+    return offsetof(mc_i_shm_member, to) + (size_t)size * sizeof(mc_i_shm_channel);
 }
 
 mc_status mc_i_comm_shm_create(mc_world *world, const mc_i_members *members, mc_i_shared *shared, const char *name,

@@ -1,7 +1,6 @@
 /* Starting and ending MPI. MPI_Init has no deadline of its own: a thread runs it while the caller waits for so long and
  * no longer. From then on one thread at a time calls MPI. */
-#include "megac/base/net_mpi.h"
-
+#include <mpi.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -10,8 +9,15 @@
 
 #include "megac/base/alloc.h"
 #include "megac/base/log.h"
+#include "megac/base/world_impl.h"
 
-mc_status mc_i_mpi_fail(const char *call, int code)
+struct mc_i_net {
+    MPI_Comm comm; /* all ranks; errors are returned */
+    int rank, size;
+};
+_Static_assert(sizeof(MPI_Request) <= sizeof(void *), "a request fits the handle of a post");
+
+static mc_status mpi_fail(const char *call, int code)
 {
     char text[MPI_MAX_ERROR_STRING] = "";
     int n = 0;
@@ -137,7 +143,7 @@ static const char *remedy(const mc_job *job)
 static mc_status check_meeting(const mc_job *job, const meeting *m)
 {
     if (m->error != MPI_SUCCESS) {
-        return mc_i_mpi_fail(m->call, m->error);
+        return mpi_fail(m->call, m->error);
     }
     if (m->size != job->size || m->rank != job->rank) {
         return MC_FAIL(MC_INVALID, "%s started rank %d of %d, but MPI sees rank %d of %d; %s", job->launcher, job->rank,
@@ -206,4 +212,58 @@ void mc_i_net_abort(mc_i_net *net, int exit_status)
 void mc_i_net_drop(mc_i_net *net)
 {
     mc_free(net);
+}
+
+int mc_i_net_max_tag(const mc_i_net *net)
+{
+    int *highest, known = 0;
+    MPI_Comm_get_attr(net->comm, MPI_TAG_UB, &highest, &known);
+    return known ? *highest : 32767; /* the least that the standard allows */
+}
+
+static mc_status posted(const char *call, int code, const MPI_Request *request, mc_i_post *post)
+{
+    if (code != MPI_SUCCESS) {
+        return mpi_fail(call, code);
+    }
+    memcpy(&post->handle, request, sizeof *request);
+    post->under_way = true;
+    return MC_OK;
+}
+
+mc_status mc_i_net_send(mc_i_net *net, const void *data, size_t bytes, int rank, int tag, mc_i_post *post)
+{
+    MPI_Request request = MPI_REQUEST_NULL;
+    int code = MPI_Isend(data, (int)bytes, MPI_BYTE, rank, tag, net->comm, &request);
+    return posted("MPI_Isend", code, &request, post);
+}
+
+mc_status mc_i_net_recv(mc_i_net *net, void *data, size_t bytes, int rank, int tag, mc_i_post *post)
+{
+    MPI_Request request = MPI_REQUEST_NULL;
+    int code = MPI_Irecv(data, (int)bytes, MPI_BYTE, rank, tag, net->comm, &request);
+    return posted("MPI_Irecv", code, &request, post);
+}
+
+mc_status mc_i_net_test(mc_i_net *net, mc_i_post *posts, int n, bool *done_out)
+{
+    (void)net;
+    bool done = true;
+    for (int i = 0; i < n; i++) {
+        if (!posts[i].under_way) {
+            continue;
+        }
+        MPI_Request request;
+        int flag = 0;
+        memcpy(&request, &posts[i].handle, sizeof request);
+        int code = MPI_Test(&request, &flag, MPI_STATUS_IGNORE);
+        if (code != MPI_SUCCESS) {
+            return mpi_fail("MPI_Test", code);
+        }
+        memcpy(&posts[i].handle, &request, sizeof request);
+        posts[i].under_way = !flag;
+        done = done && flag;
+    }
+    *done_out = done;
+    return MC_OK;
 }

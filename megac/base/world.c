@@ -24,7 +24,7 @@ static mc_status check_open(const mc_job *job, const char *name, double deadline
     return MC_OK;
 }
 
-static mc_status node_members(const mc_world *w, int *ranks, mc_i_members *members_out)
+static void node_members(const mc_world *w, int *ranks, mc_i_members *members_out)
 {
     *members_out = (mc_i_members){.world = ranks};
     for (int r = 0; r < w->job.size; r++) {
@@ -33,7 +33,6 @@ static mc_status node_members(const mc_world *w, int *ranks, mc_i_members *membe
             ranks[members_out->size++] = r;
         }
     }
-    return MC_OK;
 }
 
 /* A group of the members by shared memory where they can, else by messages. Collective over the world. */
@@ -61,7 +60,7 @@ static mc_status make_group(mc_world *w, const mc_comm *over, const mc_i_members
         return MC_OK;
     }
     if (!shared) {
-        return mc_i_comm_mpi_create(w->net, &w->engine, members, index, name, comm_out);
+        return mc_i_comm_msg_create(w->net, &w->engine, members, index, name, comm_out);
     }
     mc_status st = mc_i_comm_shm_create(w, members, shared, name, comm_out);
     if (st != MC_OK) {
@@ -83,12 +82,32 @@ static mc_status open_bells(mc_world *w, const mc_i_members *node)
     return MC_OK;
 }
 
+/* MEGAC_NODE_RANKS=N: as if the ranks of each N lived on a machine of their own. */
+static mc_status pretend_nodes(mc_world *w)
+{
+    const char *text = getenv("MEGAC_NODE_RANKS");
+    if (!text || !*text) {
+        return MC_OK;
+    }
+    char *end;
+    long n = strtol(text, &end, 10);
+    if (*end != '\0' || n < 1 || n > w->job.size) {
+        return MC_FAIL(MC_INVALID, "MEGAC_NODE_RANKS=\"%s\" in the environment is no number from 1 to %d", text,
+                       w->job.size);
+    }
+    for (int r = 0; r < w->job.size; r++) {
+        w->node[r] = r - r % (int)n;
+    }
+    return MC_OK;
+}
+
 static mc_status open_many(mc_world *w, double deadline_seconds, int *ranks)
 {
     mc_i_members node, all = {.rank = w->job.rank, .size = w->job.size};
     const char *no_shm = getenv("MEGAC_NO_SHM");
     MC_TRY(mc_i_net_open(&w->job, deadline_seconds, &w->net, &w->node));
-    MC_TRY(node_members(w, ranks, &node));
+    MC_TRY(pretend_nodes(w));
+    node_members(w, ranks, &node);
     w->job.local_rank = node.rank;
     w->job.local_size = node.size;
     mc_i_engine_init(&w->engine, deadline_seconds, node.size);
@@ -98,7 +117,7 @@ static mc_status open_many(mc_world *w, double deadline_seconds, int *ranks)
         every[r] = r;
     }
     all.world = every;
-    MC_TRY(mc_i_comm_mpi_create(w->net, &w->engine, &all, 0, "world", &w->boot));
+    MC_TRY(mc_i_comm_msg_create(w->net, &w->engine, &all, 0, "world", &w->boot));
     MC_TRY(MC_NEW_N(&w->pids, w->job.size, "processes of ranks"));
     MC_TRY(mc_i_world_pids(w, &w->boot));
     if (w->wants_shm) {

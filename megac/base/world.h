@@ -29,6 +29,8 @@ typedef struct mc_world mc_world;
 
 /* Inside a node ranks talk through shared memory and across nodes by MPI messages. MEGAC_NO_SHM=1 in the environment
  * (of every rank) forbids the former: for comparisons, and where the system shares memory but wrongly.
+ * MEGAC_NODE_RANKS=N treats each N consecutive ranks as a node of its own: to try a layout of several nodes on one
+ * machine.
  *
  * Joins the job over communicator `name`: "self" (size 1 only) or "mpi"; NULL chooses self for one rank, else mpi.
  * MC_INVALID when the launcher's size and MPI's differ (says how to start it); MC_TIMEOUT names the ranks missing. */

@@ -24,8 +24,23 @@ void mc_i_net_abort(mc_i_net *net, int exit_status);
 /* Frees what the process holds and leaves MPI as it is: for a failure while opening. */
 void mc_i_net_drop(mc_i_net *net);
 
-/* A communicator by messages (comm_mpi.c). `index` distinguishes groups of the same rank, equal for all members. */
-mc_status mc_i_comm_mpi_create(mc_i_net *net, mc_i_engine *engine, const mc_i_members *members, int index,
+/* A message under way; MPI's handle inside. */
+typedef struct mc_i_post {
+    void *handle;
+    bool under_way;
+} mc_i_post;
+/* Highest tag. */
+int mc_i_net_max_tag(const mc_i_net *net);
+/* Begin a message of `bytes` <= INT_MAX; the data stay put until it is done. None of them waits. */
+mc_status mc_i_net_send(mc_i_net *net, const void *data, size_t bytes, int rank, int tag,
+                        mc_i_post *post) MC_MUST_CHECK;
+mc_status mc_i_net_recv(mc_i_net *net, void *data, size_t bytes, int rank, int tag, mc_i_post *post) MC_MUST_CHECK;
+/* Looks at each; *done_out: none is under way any more. */
+mc_status mc_i_net_test(mc_i_net *net, mc_i_post *posts, int n, bool *done_out) MC_MUST_CHECK;
+
+/* A communicator by messages (comm_msg.c, comm_msg_pair.c). `index` distinguishes groups of the same rank, equal for
+ * all members. */
+mc_status mc_i_comm_msg_create(mc_i_net *net, mc_i_engine *engine, const mc_i_members *members, int index,
                                const char *name, mc_comm *comm_out) MC_MUST_CHECK;
 
 /* ---- segments: memory of one rank that the others of its node map too (shm_segment.c) ---- */

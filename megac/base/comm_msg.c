@@ -1,4 +1,4 @@
-/* A communicator by MPI messages, for groups that span nodes (and nodes whose ranks cannot share memory).
+/* A communicator by messages, for groups that span nodes (and nodes whose ranks cannot share memory).
  *
  * Collectives are direct: every rank sends its announcement (with the payload, when small) to every other, and so
  * learns that all call the same thing; larger ones then go in rounds through a fixed staging buffer:
@@ -6,8 +6,8 @@
  *   all_reduce      slice j of everyone's round to rank j, which adds in rank order and sends the result to all
  *   reduce_scatter  the first half of that        all_gather, broadcast   straight into `out`
  *
- * Sending and receiving is in comm_mpi_pair.c. Nothing is allocated after creation. */
-#include "megac/base/comm_mpi.h"
+ * Sending and receiving is in comm_msg_pair.c. Nothing is allocated after creation. */
+#include "megac/base/comm_msg.h"
 
 #include <string.h>
 
@@ -28,40 +28,35 @@ mc_i_hello *mc_i_hello_of(unsigned char *hellos, int member)
     return (mc_i_hello *)(hellos + (size_t)member * sizeof(mc_i_hello));
 }
 
-/* One part of the exchange: MPI_Isend or MPI_Irecv of `bytes` with member m; nothing for no bytes. */
-static int post(mc_i_mpi_group *g, bool send, void *data, size_t bytes, int m, int tag)
+/* One part of the exchange: a message of `bytes` with member m; none for no bytes. */
+static mc_status post(mc_i_msg_group *g, bool send, void *data, size_t bytes, int m, int tag)
 {
-    MPI_Request *r = &g->requests[send ? g->m.size + m : m];
     if (bytes == 0) {
-        *r = MPI_REQUEST_NULL;
-        return MPI_SUCCESS;
+        return MC_OK;
     }
-    return send ? MPI_Isend(data, (int)bytes, MPI_BYTE, g->world[m], g->tag + tag, g->net->comm, r)
-                : MPI_Irecv(data, (int)bytes, MPI_BYTE, g->world[m], g->tag + tag, g->net->comm, r);
+    return send ? mc_i_net_send(g->net, data, bytes, g->world[m], g->tag + tag, &g->posts[g->m.size + m])
+                : mc_i_net_recv(g->net, data, bytes, g->world[m], g->tag + tag, &g->posts[m]);
 }
 
-static int post_announcements(mc_i_mpi_group *g, mc_request *req)
+static mc_status post_announcements(mc_i_msg_group *g, mc_request *req)
 {
     size_t bytes = mc_i_request_bytes(req), small = bytes <= MC_I_INLINE_BYTES ? bytes : 0;
     g->mine->call = mc_i_call_of(req);
     if (small) {
         memcpy(g->mine->payload, req->in.data, small);
     }
-    int code = MPI_SUCCESS;
-    for (int m = 0; m < g->m.size && code == MPI_SUCCESS; m++) {
+    for (int m = 0; m < g->m.size; m++) {
         if (m == g->m.rank) {
             continue;
         }
         /* Room for any payload: a rank that calls something else must be seen, not cut off. */
-        code = post(g, false, mc_i_hello_of(g->hellos, m), sizeof(mc_i_hello), m, MC_I_TAG_HELLO);
-        if (code == MPI_SUCCESS) {
-            code = post(g, true, g->mine, sizeof g->mine->call + small, m, MC_I_TAG_HELLO);
-        }
+        MC_TRY(post(g, false, mc_i_hello_of(g->hellos, m), sizeof(mc_i_hello), m, MC_I_TAG_HELLO));
+        MC_TRY(post(g, true, g->mine, sizeof g->mine->call + small, m, MC_I_TAG_HELLO));
     }
-    return code;
+    return MC_OK;
 }
 
-static mc_status check_announcements(const mc_i_mpi_group *g, const mc_request *req)
+static mc_status check_announcements(const mc_i_msg_group *g, const mc_request *req)
 {
     for (int m = 0; m < g->m.size; m++) {
         if (m != g->m.rank) {
@@ -71,13 +66,13 @@ static mc_status check_announcements(const mc_i_mpi_group *g, const mc_request *
     return MC_OK;
 }
 
-static const void *payload_of(const mc_i_mpi_group *g, int m)
+static const void *payload_of(const mc_i_msg_group *g, int m)
 {
     return m == g->m.rank ? g->mine->payload : mc_i_hello_of(g->hellos, m)->payload;
 }
 
 /* Everything came with the announcements. */
-static void finish_small(mc_i_mpi_group *g, mc_request *req)
+static void finish_small(mc_i_msg_group *g, mc_request *req)
 {
     size_t bytes = mc_i_request_bytes(req), part = mc_tensor_bytes(req->out);
     if (bytes == 0) {
@@ -100,7 +95,7 @@ static void finish_small(mc_i_mpi_group *g, mc_request *req)
 }
 
 /* Elements of a round: of all (all_reduce, broadcast) or of each part (all_gather, reduce_scatter). */
-static size_t round_elems(const mc_i_mpi_group *g, const mc_request *req)
+static size_t round_elems(const mc_i_msg_group *g, const mc_request *req)
 {
     bool staged = req->kind == MC_I_ALL_REDUCE || req->kind == MC_I_REDUCE_SCATTER;
     size_t elems = (staged ? g->stage_bytes : (size_t)ROUND_BYTES) / elem_bytes(req);
@@ -116,14 +111,14 @@ typedef struct span {
     size_t begin, count; /* elements */
 } span;
 
-static span round_of(const mc_i_mpi_group *g, const mc_request *req)
+static span round_of(const mc_i_msg_group *g, const mc_request *req)
 {
     size_t step = round_elems(g, req), begin = req->round * step, left = total_elems(req) - begin;
     return (span){begin, left < step ? left : step};
 }
 
 /* Member m's slice of an all_reduce round, or its place in a reduce_scatter's `in`. */
-static span slice_of(const mc_i_mpi_group *g, const mc_request *req, int m)
+static span slice_of(const mc_i_msg_group *g, const mc_request *req, int m)
 {
     span round = round_of(g, req);
     if (req->kind == MC_I_REDUCE_SCATTER) {
@@ -139,18 +134,17 @@ static char *at(const mc_request *req, mc_tensor t, size_t elem)
     return (char *)t.data + elem * elem_bytes(req);
 }
 
-static char *stage_of(const mc_i_mpi_group *g, const mc_request *req, int m)
+static char *stage_of(const mc_i_msg_group *g, const mc_request *req, int m)
 {
     span mine = slice_of(g, req, g->m.rank);
     return (char *)g->stage + (size_t)m * mine.count * elem_bytes(req);
 }
 
-static int post_exchange(mc_i_mpi_group *g, mc_request *req)
+static mc_status post_exchange(mc_i_msg_group *g, mc_request *req)
 {
     size_t e = elem_bytes(req);
     span round = round_of(g, req), mine = slice_of(g, req, g->m.rank);
-    int code = MPI_SUCCESS;
-    for (int m = 0; m < g->m.size && code == MPI_SUCCESS; m++) {
+    for (int m = 0; m < g->m.size; m++) {
         if (m == g->m.rank) {
             continue;
         }
@@ -166,16 +160,14 @@ static int post_exchange(mc_i_mpi_group *g, mc_request *req)
             send = g->m.rank == req->peer ? round.count * e : 0;
             to = from = at(req, req->in, round.begin);
         }
-        code = post(g, false, to, receive, m, MC_I_TAG_DATA);
-        if (code == MPI_SUCCESS) {
-            code = post(g, true, from, send, m, MC_I_TAG_DATA);
-        }
+        MC_TRY(post(g, false, to, receive, m, MC_I_TAG_DATA));
+        MC_TRY(post(g, true, from, send, m, MC_I_TAG_DATA));
     }
-    return code;
+    return MC_OK;
 }
 
 /* Adds my slice in rank order and leaves it in `out`. */
-static void reduce_slice(mc_i_mpi_group *g, mc_request *req)
+static void reduce_slice(mc_i_msg_group *g, mc_request *req)
 {
     span mine = slice_of(g, req, g->m.rank);
     for (int m = 0; m < g->m.size; m++) {
@@ -185,25 +177,22 @@ static void reduce_slice(mc_i_mpi_group *g, mc_request *req)
     mc_i_reduce(req->in.dtype, req->op, at(req, req->out, to), g->in, g->m.size, mine.count);
 }
 
-static int post_results(mc_i_mpi_group *g, mc_request *req)
+static mc_status post_results(mc_i_msg_group *g, mc_request *req)
 {
     size_t e = elem_bytes(req);
     span mine = slice_of(g, req, g->m.rank);
-    int code = MPI_SUCCESS;
-    for (int m = 0; m < g->m.size && code == MPI_SUCCESS; m++) {
+    for (int m = 0; m < g->m.size; m++) {
         if (m == g->m.rank) {
             continue;
         }
         span theirs = slice_of(g, req, m);
-        code = post(g, false, at(req, req->out, theirs.begin), theirs.count * e, m, MC_I_TAG_RESULT);
-        if (code == MPI_SUCCESS) {
-            code = post(g, true, at(req, req->out, mine.begin), mine.count * e, m, MC_I_TAG_RESULT);
-        }
+        MC_TRY(post(g, false, at(req, req->out, theirs.begin), theirs.count * e, m, MC_I_TAG_RESULT));
+        MC_TRY(post(g, true, at(req, req->out, mine.begin), mine.count * e, m, MC_I_TAG_RESULT));
     }
-    return code;
+    return MC_OK;
 }
 
-static mc_i_progress next_round(const mc_i_mpi_group *g, mc_request *req)
+static mc_i_progress next_round(const mc_i_msg_group *g, mc_request *req)
 {
     req->round++;
     req->phase = EXCHANGE;
@@ -211,7 +200,7 @@ static mc_i_progress next_round(const mc_i_mpi_group *g, mc_request *req)
 }
 
 /* The members' data of the first round that is not theirs: my own part of an all_gather. */
-static void copy_own_part(const mc_i_mpi_group *g, const mc_request *req)
+static void copy_own_part(const mc_i_msg_group *g, const mc_request *req)
 {
     char *own = at(req, req->out, (size_t)g->m.rank * total_elems(req));
     if (req->kind == MC_I_ALL_GATHER && own != req->in.data) {
@@ -219,82 +208,76 @@ static void copy_own_part(const mc_i_mpi_group *g, const mc_request *req)
     }
 }
 
-/* After the phase's messages have all arrived; sets *code when MPI refuses the next ones. */
-static mc_i_progress after_messages(mc_i_mpi_group *g, mc_request *req, mc_status *st, int *code)
+static bool reduces(const mc_request *req)
 {
+    return req->kind == MC_I_ALL_REDUCE || req->kind == MC_I_REDUCE_SCATTER;
+}
+
+/* After the phase's messages have all arrived. */
+static mc_status after_messages(mc_i_msg_group *g, mc_request *req, mc_i_progress *p)
+{
+    *p = MC_I_MOVED;
     switch (req->phase) {
     case ANNOUNCED:
-        *st = check_announcements(g, req);
-        if (*st != MC_OK) {
-            return MC_I_FAILED;
-        }
+        MC_TRY(check_announcements(g, req));
         if (mc_i_request_bytes(req) <= MC_I_INLINE_BYTES) {
             finish_small(g, req);
-            return MC_I_DONE;
+            *p = MC_I_DONE;
+            return MC_OK;
         }
         copy_own_part(g, req);
         req->phase = EXCHANGE;
-        return MC_I_MOVED;
+        return MC_OK;
     case EXCHANGED:
-        if (req->kind == MC_I_ALL_REDUCE || req->kind == MC_I_REDUCE_SCATTER) {
+        if (reduces(req)) {
             reduce_slice(g, req);
         }
-        if (req->kind != MC_I_ALL_REDUCE) {
-            return next_round(g, req);
+        if (req->kind == MC_I_ALL_REDUCE) {
+            req->phase = RESULT;
+            return post_results(g, req);
         }
-        req->phase = RESULT;
-        *code = post_results(g, req);
-        return MC_I_MOVED;
+        break;
     default:
-        return next_round(g, req);
+        break;
     }
+    *p = next_round(g, req);
+    return MC_OK;
 }
 
-mc_i_progress mc_i_mpi_test(MPI_Request *requests, int n, int *code)
+static mc_status advance(mc_i_msg_group *g, mc_request *req, mc_i_progress *p)
 {
-    mc_i_progress all = MC_I_DONE;
-    *code = MPI_SUCCESS;
-    for (int i = 0; i < n && *code == MPI_SUCCESS; i++) {
-        int flag = 1;
-        if (requests[i] != MPI_REQUEST_NULL) {
-            *code = MPI_Test(&requests[i], &flag, MPI_STATUS_IGNORE);
-        }
-        all = flag ? all : MC_I_IDLE;
+    bool done;
+    *p = MC_I_MOVED;
+    if (req->phase == ANNOUNCE) {
+        req->phase = ANNOUNCED;
+        return post_announcements(g, req);
     }
-    return all;
+    if (req->phase == EXCHANGE) {
+        req->phase = EXCHANGED;
+        return post_exchange(g, req);
+    }
+    MC_TRY(mc_i_net_test(g->net, g->posts, 2 * g->m.size, &done));
+    if (done) {
+        return after_messages(g, req, p);
+    }
+    *p = MC_I_IDLE;
+    return MC_OK;
 }
 
 static mc_i_progress step(mc_i_queue *q, mc_request *req, mc_status *st)
 {
-    mc_i_mpi_group *g = q->group;
-    int code;
-    mc_i_progress p = MC_I_MOVED;
-    if (req->phase == ANNOUNCE) {
-        req->phase = ANNOUNCED;
-        code = post_announcements(g, req);
-    } else if (req->phase == EXCHANGE) {
-        req->phase = EXCHANGED;
-        code = post_exchange(g, req);
-    } else {
-        p = mc_i_mpi_test(g->requests, 2 * g->m.size, &code);
-        if (p == MC_I_DONE && code == MPI_SUCCESS) {
-            p = after_messages(g, req, st, &code);
-        }
-    }
-    if (code != MPI_SUCCESS) {
-        *st = mc_i_mpi_fail(mc_i_kind_name(req->kind), code);
-        return MC_I_FAILED;
-    }
-    return p;
+    mc_i_progress p;
+    *st = advance(q->group, req, &p);
+    return *st == MC_OK ? p : MC_I_FAILED;
 }
 
 static int missing(const mc_i_queue *q, const mc_request *req, int *ranks_out, int cap)
 {
-    const mc_i_mpi_group *g = q->group;
+    const mc_i_msg_group *g = q->group;
     (void)req;
     int n = 0;
     for (int m = 0; m < g->m.size; m++) {
-        if (g->requests[m] != MPI_REQUEST_NULL || g->requests[g->m.size + m] != MPI_REQUEST_NULL) {
+        if (g->posts[m].under_way || g->posts[g->m.size + m].under_way) {
             if (n < cap) {
                 ranks_out[n] = g->world[m];
             }
@@ -304,4 +287,4 @@ static int missing(const mc_i_queue *q, const mc_request *req, int *ranks_out, i
     return n;
 }
 
-const mc_i_queue_ops mc_i_mpi_group_queue = {.polled = true, .step = step, .missing = missing};
+const mc_i_queue_ops mc_i_msg_group_queue = {.polled = true, .step = step, .missing = missing};

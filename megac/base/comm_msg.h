@@ -1,8 +1,12 @@
-/* A group that talks by MPI messages, as its two files see it. */
-#ifndef MEGAC_BASE_COMM_MPI_H
-#define MEGAC_BASE_COMM_MPI_H
+/* A group that talks by messages, as its two files see it. */
+#ifndef MEGAC_BASE_COMM_MSG_H
+#define MEGAC_BASE_COMM_MSG_H
 
-#include "megac/base/net_mpi.h"
+#include "megac/base/world_impl.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
 
 enum { MC_I_TAG_HELLO, MC_I_TAG_DATA, MC_I_TAG_RESULT, MC_I_TAG_PAIR, MC_I_TAG_PAIR_DATA, MC_I_TAGS = 8 };
 
@@ -13,14 +17,14 @@ typedef struct mc_i_hello {
 } mc_i_hello;
 
 /* One direction between me and a peer. */
-typedef struct mc_i_mpi_pair {
+typedef struct mc_i_msg_pair {
     mc_i_queue queue;
     uint64_t begun;
-    MPI_Request requests[2]; /* announcement, data */
+    mc_i_post posts[2]; /* announcement, data */
     mc_i_hello *hello;
-} mc_i_mpi_pair;
+} mc_i_msg_pair;
 
-typedef struct mc_i_mpi_group {
+typedef struct mc_i_msg_group {
     mc_i_net *net;
     mc_i_engine *engine;
     mc_i_members m; /* m.world is `world` */
@@ -28,18 +32,19 @@ typedef struct mc_i_mpi_group {
     int tag; /* first of the group's MC_I_TAGS tags */
     mc_i_queue queue;
     uint64_t begun;
-    MPI_Request *requests; /* size receives, size sends; null where none is under way */
+    mc_i_post *posts; /* size receives, size sends */
     mc_i_hello *mine;
     unsigned char *hellos; /* by member */
     unsigned char *stage;
     size_t stage_bytes;
     const void **in; /* scratch: by member */
-    mc_i_mpi_pair *sends, *recvs;
-} mc_i_mpi_group;
+    mc_i_msg_pair *sends, *recvs;
+} mc_i_msg_group;
 
 mc_i_hello *mc_i_hello_of(unsigned char *hellos, int member);
-/* Tests each; MC_I_DONE when none is under way, else MC_I_IDLE. */
-mc_i_progress mc_i_mpi_test(MPI_Request *requests, int n, int *code);
-extern const mc_i_queue_ops mc_i_mpi_group_queue;
+extern const mc_i_queue_ops mc_i_msg_group_queue;
 
+#ifdef __cplusplus
+}
+#endif
 #endif

@@ -1,18 +1,17 @@
-/* Send and receive by MPI messages, and the making of the group. A message is its announcement, with the payload when
+/* Send and receive by messages, and the making of the group. A message is its announcement, with the payload when
  * it is small, else followed by the data; the receiver takes the data only after it has compared the announcement. */
-#include <limits.h>
 #include <string.h>
 
 #include "megac/base/alloc.h"
-#include "megac/base/comm_mpi.h"
+#include "megac/base/comm_msg.h"
 
 enum { PART_BYTES = 256 << 20 }; /* of one MPI message: its count is an int */
 
 enum { BEGIN, HEAD, DATA };
 
-static mc_i_mpi_pair *pair_of(mc_i_queue *q)
+static mc_i_msg_pair *pair_of(mc_i_queue *q)
 {
-    return (mc_i_mpi_pair *)q; /* its first member */
+    return (mc_i_msg_pair *)q; /* its first member */
 }
 
 static size_t part_bytes(const mc_request *req)
@@ -21,82 +20,78 @@ static size_t part_bytes(const mc_request *req)
     return left < PART_BYTES ? left : PART_BYTES;
 }
 
-static int post_data(const mc_i_mpi_group *g, mc_i_mpi_pair *p, mc_request *req)
+static mc_status post_data(const mc_i_msg_group *g, mc_i_msg_pair *p, mc_request *req)
 {
     size_t offset = req->round * PART_BYTES, bytes = part_bytes(req);
     int rank = g->world[p->queue.peer], tag = g->tag + MC_I_TAG_PAIR_DATA;
     req->phase = DATA;
     if (req->kind == MC_I_SEND) {
-        return MPI_Isend((char *)req->in.data + offset, (int)bytes, MPI_BYTE, rank, tag, g->net->comm, &p->requests[1]);
+        return mc_i_net_send(g->net, (char *)req->in.data + offset, bytes, rank, tag, &p->posts[1]);
     }
-    return MPI_Irecv((char *)req->out.data + offset, (int)bytes, MPI_BYTE, rank, tag, g->net->comm, &p->requests[1]);
+    return mc_i_net_recv(g->net, (char *)req->out.data + offset, bytes, rank, tag, &p->posts[1]);
 }
 
-static int post_head(const mc_i_mpi_group *g, mc_i_mpi_pair *p, mc_request *req)
+static mc_status post_head(const mc_i_msg_group *g, mc_i_msg_pair *p, mc_request *req)
 {
     size_t bytes = mc_i_request_bytes(req);
     int rank = g->world[p->queue.peer], tag = g->tag + MC_I_TAG_PAIR;
     req->phase = HEAD;
     if (req->kind == MC_I_RECV) {
-        return MPI_Irecv(p->hello, (int)sizeof *p->hello, MPI_BYTE, rank, tag, g->net->comm, &p->requests[0]);
+        return mc_i_net_recv(g->net, p->hello, sizeof *p->hello, rank, tag, &p->posts[0]);
     }
     p->hello->call = mc_i_call_of(req);
     bool small = bytes <= MC_I_INLINE_BYTES;
     if (small && bytes > 0) {
         memcpy(p->hello->payload, req->in.data, bytes);
     }
-    int code = MPI_Isend(p->hello, (int)(sizeof p->hello->call + (small ? bytes : 0)), MPI_BYTE, rank, tag,
-                         g->net->comm, &p->requests[0]);
-    return code == MPI_SUCCESS && !small ? post_data(g, p, req) : code;
+    MC_TRY(mc_i_net_send(g->net, p->hello, sizeof p->hello->call + (small ? bytes : 0), rank, tag, &p->posts[0]));
+    return small ? MC_OK : post_data(g, p, req);
 }
 
-static mc_i_progress received_head(const mc_i_mpi_group *g, mc_i_mpi_pair *p, mc_request *req, mc_status *st, int *code)
+static mc_status received_head(const mc_i_msg_group *g, mc_i_msg_pair *p, mc_request *req, mc_i_progress *result)
 {
     mc_i_call mine = mc_i_call_of(req);
     size_t bytes = mc_i_request_bytes(req);
-    *st = mc_i_call_compare(req->comm, &mine, &p->hello->call, g->world[p->queue.peer]);
-    if (*st != MC_OK) {
-        return MC_I_FAILED;
-    }
+    MC_TRY(mc_i_call_compare(req->comm, &mine, &p->hello->call, g->world[p->queue.peer]));
     if (bytes > MC_I_INLINE_BYTES) {
-        *code = post_data(g, p, req);
-        return MC_I_MOVED;
+        *result = MC_I_MOVED;
+        return post_data(g, p, req);
     }
     if (bytes > 0) {
         memcpy(req->out.data, p->hello->payload, bytes);
     }
-    return MC_I_DONE;
+    return MC_OK;
+}
+
+static mc_status advance(const mc_i_msg_group *g, mc_i_msg_pair *p, mc_request *req, mc_i_progress *result)
+{
+    bool done;
+    if (req->phase == BEGIN) {
+        *result = MC_I_MOVED;
+        return post_head(g, p, req);
+    }
+    MC_TRY(mc_i_net_test(g->net, p->posts, 2, &done));
+    *result = done ? MC_I_DONE : MC_I_IDLE;
+    if (done && req->phase == HEAD && req->kind == MC_I_RECV) {
+        return received_head(g, p, req, result);
+    }
+    if (done && req->phase == DATA && ++req->round * PART_BYTES < mc_i_request_bytes(req)) {
+        *result = MC_I_MOVED;
+        return post_data(g, p, req);
+    }
+    return MC_OK;
 }
 
 static mc_i_progress step(mc_i_queue *q, mc_request *req, mc_status *st)
 {
-    const mc_i_mpi_group *g = q->group;
-    mc_i_mpi_pair *p = pair_of(q);
-    int code = MPI_SUCCESS;
-    mc_i_progress result = MC_I_MOVED;
-    if (req->phase == BEGIN) {
-        code = post_head(g, p, req);
-    } else {
-        result = mc_i_mpi_test(p->requests, 2, &code);
-        if (result == MC_I_DONE && code == MPI_SUCCESS) {
-            if (req->phase == HEAD && req->kind == MC_I_RECV) {
-                result = received_head(g, p, req, st, &code);
-            } else if (req->phase == DATA && ++req->round * PART_BYTES < mc_i_request_bytes(req)) {
-                result = MC_I_MOVED;
-                code = post_data(g, p, req);
-            }
-        }
-    }
-    if (code != MPI_SUCCESS) {
-        *st = mc_i_mpi_fail(mc_i_kind_name(req->kind), code);
-        return MC_I_FAILED;
-    }
-    return result;
+    mc_i_progress result;
+    *st = advance(q->group, pair_of(q), req, &result);
+    return *st == MC_OK ? result : MC_I_FAILED;
 }
 
 static int missing(const mc_i_queue *q, const mc_request *req, int *ranks_out, int cap)
 {
-    const mc_i_mpi_group *g = q->group;
+    const mc_i_msg_group *g = q->group;
     (void)req;
     if (cap > 0) {
         ranks_out[0] = g->world[q->peer];
@@ -108,7 +103,7 @@ static const mc_i_queue_ops pair_queue = {.polled = true, .step = step, .missing
 
 static mc_status group_begin(const mc_comm *c, mc_request *req)
 {
-    mc_i_mpi_group *g = c->impl;
+    mc_i_msg_group *g = c->impl;
     if (g->engine->failed != MC_OK) {
         return g->engine->failed;
     }
@@ -118,22 +113,22 @@ static mc_status group_begin(const mc_comm *c, mc_request *req)
 
 static mc_status pair_begin(const mc_comm *c, mc_request *req)
 {
-    mc_i_mpi_group *g = c->impl;
+    mc_i_msg_group *g = c->impl;
     if (g->engine->failed != MC_OK) {
         return g->engine->failed;
     }
-    mc_i_mpi_pair *p = &(req->kind == MC_I_SEND ? g->sends : g->recvs)[req->peer];
+    mc_i_msg_pair *p = &(req->kind == MC_I_SEND ? g->sends : g->recvs)[req->peer];
     req->seq = p->begun++;
     return mc_i_engine_push(g->engine, &p->queue, req);
 }
 
 static mc_status group_wait(const mc_comm *c, mc_request *req)
 {
-    const mc_i_mpi_group *g = c->impl;
+    const mc_i_msg_group *g = c->impl;
     return mc_i_engine_wait(g->engine, req);
 }
 
-static void group_free(mc_i_mpi_group *g)
+static void group_free(mc_i_msg_group *g)
 {
     for (int m = 0; m < g->m.size; m++) {
         if (g->sends) {
@@ -146,7 +141,7 @@ static void group_free(mc_i_mpi_group *g)
     mc_free(g->sends);
     mc_free(g->recvs);
     mc_free(g->world);
-    mc_free(g->requests);
+    mc_free(g->posts);
     mc_free(g->mine);
     mc_free(g->hellos);
     mc_free(g->stage);
@@ -159,13 +154,12 @@ static void group_destroy(mc_comm *c)
     group_free(c->impl);
 }
 
-static mc_status make_pairs(mc_i_mpi_group *g, mc_i_mpi_pair **pairs_out)
+static mc_status make_pairs(mc_i_msg_group *g, mc_i_msg_pair **pairs_out)
 {
     MC_TRY(MC_NEW_N(pairs_out, g->m.size, "peers of a group"));
     for (int m = 0; m < g->m.size; m++) {
-        mc_i_mpi_pair *p = &(*pairs_out)[m];
+        mc_i_msg_pair *p = &(*pairs_out)[m];
         p->queue = (mc_i_queue){.ops = &pair_queue, .group = g, .peer = m};
-        p->requests[0] = p->requests[1] = MPI_REQUEST_NULL;
         if (m != g->m.rank) {
             MC_TRY(MC_NEW(&p->hello, "announcement of a message"));
         }
@@ -173,16 +167,13 @@ static mc_status make_pairs(mc_i_mpi_group *g, mc_i_mpi_pair **pairs_out)
     return MC_OK;
 }
 
-static mc_status make_buffers(mc_i_mpi_group *g, const mc_i_members *members)
+static mc_status make_buffers(mc_i_msg_group *g, const mc_i_members *members)
 {
     size_t n = (size_t)members->size;
     MC_TRY(MC_NEW_N(&g->world, n, "ranks of a group"));
     memcpy(g->world, members->world, n * sizeof *g->world);
     g->m.world = g->world;
-    MC_TRY(MC_NEW_N(&g->requests, 2 * n, "messages of a group"));
-    for (size_t i = 0; i < 2 * n; i++) {
-        g->requests[i] = MPI_REQUEST_NULL;
-    }
+    MC_TRY(MC_NEW_N(&g->posts, 2 * n, "messages of a group"));
     MC_TRY(MC_NEW(&g->mine, "announcement of a group"));
     MC_TRY(mc_alloc(n, sizeof(mc_i_hello), "announcements of a group", (void **)&g->hellos));
     /* Slices of a round are rounded up to whole units; one more of them for each rank. */
@@ -193,7 +184,7 @@ static mc_status make_buffers(mc_i_mpi_group *g, const mc_i_members *members)
     return make_pairs(g, &g->recvs);
 }
 
-mc_status mc_i_comm_mpi_create(mc_i_net *net, mc_i_engine *engine, const mc_i_members *members, int index,
+mc_status mc_i_comm_msg_create(mc_i_net *net, mc_i_engine *engine, const mc_i_members *members, int index,
                                const char *name, mc_comm *comm_out)
 {
     static const mc_comm_ops ops = {
@@ -207,19 +198,17 @@ mc_status mc_i_comm_mpi_create(mc_i_net *net, mc_i_engine *engine, const mc_i_me
         .wait = group_wait,
         .destroy = group_destroy,
     };
-    int *highest, known = 0;
-    MPI_Comm_get_attr(net->comm, MPI_TAG_UB, &highest, &known);
-    if (index >= (known ? *highest : 32767) / MC_I_TAGS) {
-        return MC_FAIL(MC_UNSUPPORTED, "group %s is number %d; this MPI has tags for %d only", name, index,
-                       (known ? *highest : 32767) / MC_I_TAGS);
+    int max_groups = mc_i_net_max_tag(net) / MC_I_TAGS;
+    if (index >= max_groups) {
+        return MC_FAIL(MC_UNSUPPORTED, "group %s is number %d; this MPI has tags for %d only", name, index, max_groups);
     }
-    mc_i_mpi_group *g;
+    mc_i_msg_group *g;
     MC_TRY(MC_NEW(&g, "group"));
     g->net = net;
     g->engine = engine;
     g->m = *members;
     g->tag = index * MC_I_TAGS;
-    g->queue = (mc_i_queue){.ops = &mc_i_mpi_group_queue, .group = g, .peer = -1};
+    g->queue = (mc_i_queue){.ops = &mc_i_msg_group_queue, .group = g, .peer = -1};
     mc_status st = make_buffers(g, members);
     if (st != MC_OK) {
         group_free(g);
