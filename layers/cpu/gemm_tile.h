@@ -90,8 +90,10 @@ LY_INLINE void ly_i_pack_transposed(float *to, int width, const float *at, int64
 /* The same for an operand whose rows are contiguous over i: k_count of its k, at[k * ld + i]. */
 LY_INLINE void ly_i_pack_copied(float *to, int width, const float *at, int64_t ld, int64_t n, int64_t k_count)
 {
+    enum { AHEAD = 8 };
     if (n >= width) {
         for (int64_t k = 0; k < k_count; k++, at += ld, to += width) {
+            __builtin_prefetch(at + AHEAD * ld); /* short runs of distant rows: no hardware prefetcher follows them */
             for (int i = 0; i < width; i++) {
                 to[i] = at[i];
             }
@@ -108,8 +110,8 @@ LY_INLINE void ly_i_pack_copied(float *to, int width, const float *at, int64_t l
 /* Rows [i0, i0 + n) of an operand, k in [k0, k0 + kc), to panels of `width` rows. */
 LY_INLINE void ly_i_pack(float *to, int width, ly_i_operand x, int64_t i0, int64_t n, int64_t k0, int64_t kc)
 {
-    /* Eight k at a time over all panels: as many streams as the first-level cache has ways, should they collide. */
-    enum { STREAMS = 8 };
+    /* Four k at a time over all panels: few streams, should they share cache sets, as rows a power of two apart do. */
+    enum { STREAMS = 4 };
     if (x.k_contiguous) {
         for (int64_t i = 0; i < n; i += width) {
             ly_i_pack_transposed(to + i * kc, width, x.data + (i0 + i) * x.ld + k0, x.ld, n - i, kc);
