@@ -17,51 +17,45 @@ typedef struct gemm_job {
     int tiles_m, tiles_n;
 } gemm_job;
 
-static int64_t at_least(int64_t x, int64_t low)
-{
-    return x > low ? x : low;
-}
-
 static int64_t ceil_div(int64_t x, int64_t y)
 {
     return (x + y - 1) / y;
 }
 
-/* What a cut into tm x tn tiles costs beside the products, in units of one multiply-add per element of C and K: each
- * tile packs its rows of A and columns of B (about 10 multiply-adds an element), and threads that finish early wait
- * (judged for 2 and 4 of them; no result depends on it). */
-static double cut_cost(const gemm_job *j, int tm, int tn)
+/* Time that n threads lose waiting for the last tile, as a share of the work. */
+static double idle(int64_t tiles, int64_t n)
 {
-    double pack = 10.0 * (tn / (double)j->n + tm / (double)j->m);
-    int64_t tiles = (int64_t)tm * tn;
-    double rows = (double)ceil_div(ceil_div(j->m, TILE_M), tm) * TILE_M * tm / (double)j->m;
-    double cols = (double)ceil_div(ceil_div(j->n, TILE_N), tn) * TILE_N * tn / (double)j->n;
-    double idle = (double)(ceil_div(tiles, 2) * 2 + ceil_div(tiles, 4) * 4) / (2.0 * (double)tiles) - 1.0;
-    return pack + 0.5 * (rows * cols - 1.0) + 0.5 * idle;
+    return (double)(ceil_div(tiles, n) * n) / (double)tiles - 1.0;
+}
+
+/* What a cut into tm x tn tiles costs beside the products, as a share of them: each tile packs its rows of A and
+ * columns of B (about 12 multiply-adds an element), tiles are unequal, and threads that finish early wait. The thread
+ * counts are those of ordinary ranks; the cut must not depend on the real one. */
+static double cut_cost(const gemm_job *j, int64_t tm, int64_t tn)
+{
+    double pack = 12.0 * ((double)tn / (double)j->n + (double)tm / (double)j->m);
+    double rows = (double)(ceil_div(ceil_div(j->m, TILE_M), tm) * TILE_M * tm) / (double)j->m;
+    double cols = (double)(ceil_div(ceil_div(j->n, TILE_N), tn) * TILE_N * tn) / (double)j->n;
+    double wait = 0.5 * idle(tm * tn, 2) + 0.2 * idle(tm * tn, 4) + 0.05 * idle(tm * tn, 3) + 0.05 * idle(tm * tn, 8);
+    return pack + 0.5 * (rows * cols - 1.0) + wait;
 }
 
 static void choose_tiles(gemm_job *j)
 {
-    int64_t max_m = at_least(ceil_div(j->m, TILE_M * 2), 1), max_n = at_least(ceil_div(j->n, TILE_N * 2), 1);
-    int64_t min_n = ceil_div(j->n, LY_NC_MAX);
-    /* Below a quarter of a million multiply-adds a tile, waking a thread costs more than it brings; above 16 tiles
-     * more of them only repack. */
-    double work = (double)j->m * (double)j->n * (double)j->k / 262144.0;
-    int64_t want = work < 1.0 ? 1 : work < 16.0 ? (int64_t)work : 16;
-    double best = -1.0;
-    max_n = at_least(max_n < 24 ? max_n : 24, min_n);
-    max_m = max_m < 24 ? max_m : 24;
-    if (min_n >= want) {
-        max_n = min_n; /* already enough tiles: keep them as wide as they go */
+    enum { MOST = 16 }; /* per direction: finer cuts only repack */
+    int64_t min_n = ceil_div(j->n, LY_NC_MAX), max_m = ceil_div(j->m, 2 * TILE_M), max_n = ceil_div(j->n, 2 * TILE_N);
+    max_m = max_m < MOST ? max_m : MOST;
+    max_n = max_n < MOST ? max_n : MOST;
+    max_n = max_n > min_n ? max_n : min_n;
+    /* Below half a million multiply-adds, waking a thread costs more than it brings. */
+    if ((double)j->m * (double)j->n * (double)j->k < 524288.0) {
+        max_m = 1;
+        max_n = min_n;
     }
-    j->tiles_m = (int)max_m;
-    j->tiles_n = (int)max_n;
+    double best = -1.0;
     for (int64_t tn = min_n; tn <= max_n; tn++) {
         for (int64_t tm = 1; tm <= max_m; tm++) {
-            if (tm * tn < want && !(tm == max_m && tn == max_n)) {
-                continue;
-            }
-            double cost = cut_cost(j, (int)tm, (int)tn);
+            double cost = cut_cost(j, tm, tn);
             if (best < 0.0 || cost < best) {
                 best = cost;
                 j->tiles_m = (int)tm;

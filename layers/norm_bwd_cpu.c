@@ -161,12 +161,18 @@ static void check_shapes(const ly_ctx *cx, const ly_norm_bwd *a, int64_t n_rows,
 
 mc_status LY_CPU(norm_bwd)(const ly_ctx *cx, const ly_norm_bwd *a)
 {
-    const mc_tensor *all[] = {&a->dout, &a->h,  &a->stats, &a->gamma,  &a->beta,  &a->dskip,
-                              &a->dh,   &a->dy, &a->out,   &a->dgamma, &a->dbeta, &a->dy_bias};
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
-        mc_tensor operand = *all[i];
-        LY_TRY_F32("norm_bwd", operand);
-    }
+    LY_TRY_F32("norm_bwd", a->dout);
+    LY_TRY_F32("norm_bwd", a->h);
+    LY_TRY_F32("norm_bwd", a->stats);
+    LY_TRY_F32("norm_bwd", a->gamma);
+    LY_TRY_F32("norm_bwd", a->beta);
+    LY_TRY_F32("norm_bwd", a->dskip);
+    LY_TRY_F32("norm_bwd", a->dh);
+    LY_TRY_F32("norm_bwd", a->dy);
+    LY_TRY_F32("norm_bwd", a->out);
+    LY_TRY_F32("norm_bwd", a->dgamma);
+    LY_TRY_F32("norm_bwd", a->dbeta);
+    LY_TRY_F32("norm_bwd", a->dy_bias);
     mc_tensor shape = mc_tensor_present(a->dout) ? a->dout : a->dskip;
     MC_ASSERT(shape.n_dims == 2);
     int64_t n_rows = shape.dims[0], n_cols = shape.dims[1];

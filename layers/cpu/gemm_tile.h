@@ -20,9 +20,11 @@ enum { LY_MR = 12 };
 #else
 enum { LY_MR = 6 };
 #endif
-enum { LY_NV = 2, LY_NR = LY_NV * LY_I_NATIVE };
-/* Multiples of every variant's MR and NR. */
-enum { LY_KC = 256, LY_MC = 192, LY_NC_MAX = 512 };
+/* LY_WIDEST: of MR and NR. */
+enum { LY_NV = 2, LY_NR = LY_NV * LY_I_NATIVE, LY_WIDEST = LY_NR };
+/* Multiples of every variant's MR and NR. Packed A (216 KiB) stays in the second-level cache, a panel of B (24 or 48
+ * KiB) in the first, and both fit the scratch of a thread. */
+enum { LY_KC = 384, LY_MC = 144, LY_NC_MAX = 512 };
 /* Packing stores whole vectors of 4, up to 6 floats past the end of a panel. */
 enum { LY_GEMM_SLACK = 16 };
 enum { LY_GEMM_SCRATCH_FLOATS = LY_KC * (LY_MC + LY_NC_MAX) + 2 * LY_GEMM_SLACK };
@@ -37,8 +39,8 @@ typedef struct ly_i_operand {
 
 typedef float ly_i_f4u __attribute__((vector_size(16), aligned(4), may_alias));
 
-/* x[i][k], i and k in 0..3 -> to[k][i], rows of `to` at stride `width`, in ascending k. */
-LY_INLINE void ly_i_transpose4(float *to, int64_t width, const float *const x[4], int64_t k)
+/* x[i][k .. k + 3] of four rows i -> to[k][i], rows of `to` at stride `width`, in ascending k. */
+LY_INLINE void ly_i_transpose4(float *to, int width, const float *const x[4], int64_t k)
 {
     ly_i_f4 a = *(const ly_i_f4u *)(x[0] + k), b = *(const ly_i_f4u *)(x[1] + k);
     ly_i_f4 c = *(const ly_i_f4u *)(x[2] + k), d = *(const ly_i_f4u *)(x[3] + k);
@@ -50,59 +52,76 @@ LY_INLINE void ly_i_transpose4(float *to, int64_t width, const float *const x[4]
     *(ly_i_f4u *)(to + 3 * width) = __builtin_shufflevector(ab2, cd2, 2, 3, 6, 7);
 }
 
-/* Packs one panel of `width` (MR or NR) rows i0.. of the operand, of which n exist (the rest become 0), k0.. kc long,
- * to to[k][width]. */
-LY_INLINE void ly_i_pack_panel(float *to, int width, ly_i_operand x, int64_t i0, int64_t n, int64_t k0, int64_t kc)
+/* Packs one panel of `width` (MR or NR) rows of an operand with contiguous k to to[k][width]; rows at or past n become
+ * 0. `at` is the panel's first element.
+ *
+ * Four rows at a time over 16 k (whole cache lines of few rows: rows a power of two apart share cache sets), last rows
+ * first: where width is not a multiple of 4 their stores run two floats into the next k, which rows 0..3 then
+ * overwrite, or the next panel, which is packed later, or the slack at the end. */
+LY_INLINE void ly_i_pack_transposed(float *to, int width, const float *at, int64_t ld, int64_t n, int64_t kc)
 {
-    if (!x.k_contiguous) {
-        const float *from = x.data + k0 * x.ld + i0;
-        if (n == width) {
-            for (int64_t k = 0; k < kc; k++, from += x.ld, to += width) {
-                for (int i = 0; i < width; i++) {
-                    to[i] = from[i];
-                }
-            }
-            return;
-        }
-        for (int64_t k = 0; k < kc; k++, from += x.ld, to += width) {
-            for (int i = 0; i < width; i++) {
-                to[i] = i < n ? from[i] : 0.0f;
-            }
-        }
-        return;
-    }
-    /* Four k at a time, and within them four rows at a time, last rows first: where width is not a multiple of 4 the
-     * stores of a k run into the next one, whose own stores come later. Rows that do not exist repeat the last one and
-     * are cleared at the end. */
-    const float *row[LY_NR + LY_MR];
+    enum { STRIP = 16 };
+    const float *row[LY_WIDEST + 3];
     int groups = (width + 3) / 4;
     for (int i = 0; i < groups * 4; i++) {
-        row[i] = x.data + (i0 + (i < n ? i : n - 1)) * x.ld + k0;
+        row[i] = at + (i < n ? i : n - 1) * ld;
     }
-    int64_t k = 0;
-    for (; k + 4 <= kc; k += 4) {
+    int64_t k4 = kc / 4 * 4;
+    for (int64_t k0 = 0; k0 < k4; k0 += STRIP) {
+        int64_t k1 = k0 + STRIP < k4 ? k0 + STRIP : k4;
         for (int g = groups - 1; g >= 0; g--) {
-            float t[16];
-            if (width % 4 == 0) {
+            for (int64_t k = k0; k < k1; k += 4) {
                 ly_i_transpose4(to + k * width + g * 4, width, row + g * 4, k);
-                continue;
-            }
-            ly_i_transpose4(t, 4, row + g * 4, k);
-            for (int j = 0; j < 4; j++) {
-                for (int i = 0; i < 4 && g * 4 + i < width; i++) {
-                    to[(k + j) * width + g * 4 + i] = t[j * 4 + i];
-                }
             }
         }
     }
-    for (; k < kc; k++) {
+    for (int64_t k = k4; k < kc; k++) {
         for (int i = 0; i < width; i++) {
             to[k * width + i] = row[i][k];
         }
     }
     for (int i = (int)n; i < width; i++) {
-        for (k = 0; k < kc; k++) {
+        for (int64_t k = 0; k < kc; k++) {
             to[k * width + i] = 0.0f;
+        }
+    }
+}
+
+/* The same for an operand whose rows are contiguous over i: k_count of its k, at[k * ld + i]. */
+LY_INLINE void ly_i_pack_copied(float *to, int width, const float *at, int64_t ld, int64_t n, int64_t k_count)
+{
+    enum { AHEAD = 8 };
+    if (n >= width) {
+        for (int64_t k = 0; k < k_count; k++, at += ld, to += width) {
+            __builtin_prefetch(at + AHEAD * ld); /* short runs of distant rows: no hardware prefetcher follows them */
+            for (int i = 0; i < width; i++) {
+                to[i] = at[i];
+            }
+        }
+        return;
+    }
+    for (int64_t k = 0; k < k_count; k++, at += ld, to += width) {
+        for (int i = 0; i < width; i++) {
+            to[i] = i < n ? at[i] : 0.0f;
+        }
+    }
+}
+
+/* Rows [i0, i0 + n) of an operand, k in [k0, k0 + kc), to panels of `width` rows. */
+LY_INLINE void ly_i_pack(float *to, int width, ly_i_operand x, int64_t i0, int64_t n, int64_t k0, int64_t kc)
+{
+    /* Four k at a time over all panels: few streams, should they share cache sets, as rows a power of two apart do. */
+    enum { STREAMS = 4 };
+    if (x.k_contiguous) {
+        for (int64_t i = 0; i < n; i += width) {
+            ly_i_pack_transposed(to + i * kc, width, x.data + (i0 + i) * x.ld + k0, x.ld, n - i, kc);
+        }
+        return;
+    }
+    for (int64_t k = 0; k < kc; k += STREAMS) {
+        int64_t count = kc - k < STREAMS ? kc - k : STREAMS;
+        for (int64_t i = 0; i < n; i += width) {
+            ly_i_pack_copied(to + i * kc + k * width, width, x.data + (k0 + k) * x.ld + i0 + i, x.ld, n - i, count);
         }
     }
 }
@@ -111,7 +130,7 @@ LY_INLINE void ly_i_pack_panel(float *to, int width, ly_i_operand x, int64_t i0,
 LY_INLINE void ly_i_gemm_micro(int64_t kc, const float *a, const float *b, float *c, int64_t ldc, bool add,
                                const float *bias)
 {
-    ly_i_f acc[LY_MR][LY_NV];
+    ly_i_f acc[LY_MR][LY_NV]; /* all in registers once the loops are unrolled */
 #pragma GCC unroll 16
     for (int i = 0; i < LY_MR; i++) {
 #pragma GCC unroll 2
@@ -187,23 +206,25 @@ static inline void ly_i_gemm_block(int64_t mc, int64_t nc, int64_t kc, const flo
     }
 }
 
+/* K is cut into equal pieces of at most LY_KC, a multiple of 8: a function of K only. */
+LY_INLINE int64_t ly_i_gemm_kc(int64_t n_k)
+{
+    int64_t pieces = (n_k + LY_KC - 1) / LY_KC, kc = (n_k + pieces - 1) / pieces;
+    return (kc + 7) / 8 * 8;
+}
+
 /* Rows [m0, m1), columns [n0, n1) (at most LY_NC_MAX) of c = a b + beta c + bias; K >= 1. */
 static inline void ly_i_gemm_tile(ly_i_operand a, ly_i_operand b, float *c, int64_t ldc, const float *bias, bool beta,
                                   int64_t m0, int64_t m1, int64_t n0, int64_t n1, int64_t n_k, float *scratch)
 {
     float *packed_a = scratch, *packed_b = scratch + LY_KC * LY_MC + LY_GEMM_SLACK;
-    for (int64_t k0 = 0; k0 < n_k; k0 += LY_KC) {
-        int64_t kc = n_k - k0 < LY_KC ? n_k - k0 : LY_KC;
-        for (int64_t j = n0; j < n1; j += LY_NR) {
-            int64_t n = n1 - j < LY_NR ? n1 - j : LY_NR;
-            ly_i_pack_panel(packed_b + (j - n0) * kc, LY_NR, b, j, n, k0, kc);
-        }
+    int64_t piece = ly_i_gemm_kc(n_k);
+    for (int64_t k0 = 0; k0 < n_k; k0 += piece) {
+        int64_t kc = n_k - k0 < piece ? n_k - k0 : piece;
+        ly_i_pack(packed_b, LY_NR, b, n0, n1 - n0, k0, kc);
         for (int64_t i0 = m0; i0 < m1; i0 += LY_MC) {
             int64_t mc = m1 - i0 < LY_MC ? m1 - i0 : LY_MC;
-            for (int64_t i = 0; i < mc; i += LY_MR) {
-                int64_t m = mc - i < LY_MR ? mc - i : LY_MR;
-                ly_i_pack_panel(packed_a + i * kc, LY_MR, a, i0 + i, m, k0, kc);
-            }
+            ly_i_pack(packed_a, LY_MR, a, i0, mc, k0, kc);
             ly_i_gemm_block(mc, n1 - n0, kc, packed_a, packed_b, c + i0 * ldc + n0, ldc, beta || k0 > 0,
                             k0 == 0 && bias ? bias + n0 : NULL);
         }

@@ -90,13 +90,13 @@ LY_INLINE int ly_absent_or_1d(mc_tensor t, int64_t d0)
     return !mc_tensor_present(t) || ly_is_1d(t, d0);
 }
 
-/* Refuses a present tensor of another type than `want`; `op` and `what` are literals. */
-#define LY_TRY_DTYPE(op, tensor, want)                                                          \
-    do {                                                                                        \
-        if (mc_tensor_present(tensor) && (tensor).dtype != (want)) {                            \
-            return MC_FAIL(MC_UNSUPPORTED, op ": " #tensor " is %s; the CPU operators take %s", \
-                           mc_dtype_name((tensor).dtype), mc_dtype_name(want));                 \
-        }                                                                                       \
+/* Refuses a present tensor a->name of another type than `want`; `op` is a literal. (3: the length of "a->".) */
+#define LY_TRY_DTYPE(op, tensor, want)                                                                     \
+    do {                                                                                                   \
+        if (mc_tensor_present(tensor) && (tensor).dtype != (want)) {                                       \
+            return MC_FAIL(MC_UNSUPPORTED, "operator " op ": operand %s is %s; the CPU operators take %s", \
+                           &(#tensor)[3], mc_dtype_name((tensor).dtype), mc_dtype_name(want));             \
+        }                                                                                                  \
     } while (0)
 #define LY_TRY_F32(op, tensor) LY_TRY_DTYPE(op, tensor, MC_F32)
 

@@ -34,7 +34,7 @@ static double ulps(float got, double want)
         return isnan(got) ? 0.0 : INFINITY;
     }
     if (isinf((float)want)) {
-        return (isinf(got) || fabsf(got) >= 3.4028e38f) && signbit(got) == signbit(want) ? 0.0 : INFINITY;
+        return (isinf(got) || fabsf(got) >= 3.4028e38f) && (got < 0.0f) == (want < 0.0) ? 0.0 : INFINITY;
     }
     if (fabs(want) < 1.1755e-38) {
         return fabs((double)got - want) <= 1.1755e-38 ? 0.0 : INFINITY;
