@@ -1,3 +1,4 @@
+/* JSON lines by jansson. */
 #include <jansson.h>
 #include <stdio.h>
 #include <string.h>

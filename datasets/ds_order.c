@@ -81,8 +81,9 @@ mc_status ds_i_blend_init(const double *weights, int n, uint64_t *shares_out, ds
         least = weights[i] < least ? weights[i] : least;
     }
     if (!(least / sum >= 1e-6)) {
-        return MC_FAIL(MC_INVALID, "--data-path: weight %g is less than a millionth of the sum %g; leave that dataset out",
-                       least, sum);
+        return MC_FAIL(MC_INVALID,
+                       "--data-path: weight %g is less than a millionth of the sum %g; leave that dataset out", least,
+                       sum);
     }
     uint64_t left = DS_I_SHARE_ONE;
     int largest = 0;

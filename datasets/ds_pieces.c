@@ -1,3 +1,4 @@
+/* Cutting of input text; ds_pieces.h tells what a piece is. */
 #include "datasets/ds_pieces.h"
 
 #include <stdio.h>

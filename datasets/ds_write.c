@@ -1,3 +1,4 @@
+/* Streams a dataset file to the disk; ds_write_impl.h draws how. */
 #include "datasets/ds_write.h"
 
 #include <errno.h>
@@ -50,7 +51,7 @@ static mc_status open_files(ds_writer *w)
                        strerror(errno));
     }
     w->tmp_exists = true;
-    strcat(name, "-docs");
+    snprintf(name, sizeof name, "%s-docs", w->tmp_path);
     w->spool_fd = open(name, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
     if (w->spool_fd < 0) {
         return MC_FAIL(MC_IO, "cannot create %s: %s; choose an --output-prefix in a folder that can be written", name,
