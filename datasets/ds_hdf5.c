@@ -122,6 +122,11 @@ static mc_status read_attributes(ds_file *f)
     MC_TRY(get_u64(f, "num_tokens", INT64_MAX, &info->n_tokens));
     MC_TRY(get_u64(f, "num_documents", f->file_bytes / 8, &info->n_documents));
     info->vocab_size = (uint32_t)vocab;
+    if (vocab == 0 || info->n_tokens == 0 || info->n_documents == 0) {
+        return MC_FAIL(MC_INPUT, "%s: vocabulary %llu, %llu tokens, %llu documents: none may be 0" DAMAGED, f->path,
+                       (unsigned long long)vocab, (unsigned long long)info->n_tokens,
+                       (unsigned long long)info->n_documents);
+    }
     if (ds_i_h5_get_i64(f->h5_file, "eod_id", &info->eod_id) < 0 || info->eod_id < -1 ||
         info->eod_id >= (int64_t)vocab) {
         return MC_FAIL(MC_INPUT, "%s: attribute eod_id is missing or outside of the vocabulary of %u" DAMAGED, f->path,
@@ -130,11 +135,6 @@ static mc_status read_attributes(ds_file *f)
     if (ds_i_h5_get_text(f->h5_file, "tokenizer_kind", info->tokenizer_kind, sizeof info->tokenizer_kind) < 0 ||
         ds_i_h5_get_text(f->h5_file, "tokenizer_sha256", info->tokenizer_sha256, sizeof info->tokenizer_sha256) < 0) {
         return MC_FAIL(MC_INPUT, "%s: no readable attribute tokenizer_kind or tokenizer_sha256" DAMAGED, f->path);
-    }
-    if (vocab == 0 || info->n_tokens == 0 || info->n_documents == 0) {
-        return MC_FAIL(MC_INPUT, "%s: vocabulary %llu, %llu tokens, %llu documents: none may be 0" DAMAGED, f->path,
-                       (unsigned long long)vocab, (unsigned long long)info->n_tokens,
-                       (unsigned long long)info->n_documents);
     }
     return MC_OK;
 }
