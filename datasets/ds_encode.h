@@ -4,6 +4,10 @@
 
 #include "datasets/ds_pieces.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* What all workers share, constant. */
 typedef struct ds_i_encoder {
     const ds_tokenizer *tok;
@@ -23,4 +27,7 @@ typedef struct ds_i_scratch {
 void ds_i_encode(const ds_i_encoder *encoder, ds_i_scratch *scratch, ds_i_piece *piece);
 void ds_i_scratch_free(ds_i_scratch *scratch);
 
+#ifdef __cplusplus
+}
+#endif
 #endif

@@ -1,8 +1,8 @@
 /* Opens dataset files. Contiguous data is found through the HDF5 library and then read through mmap: the library is
  * closed again before ds_file_open returns. Tokens stored in chunks are read through the library, under a lock. */
-#include <endian.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <hdf5.h>
 #include <limits.h>
 #include <stdio.h>
 #include <string.h>
@@ -15,7 +15,7 @@
 #include "datasets/ds_util_hdf5.h"
 #include "megac/base/alloc.h"
 
-#if __BYTE_ORDER != __LITTLE_ENDIAN
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "dataset files are little-endian and are mapped as they are"
 #endif
 
@@ -107,8 +107,9 @@ static mc_status read_attributes(ds_file *f)
     char format[32] = "";
     ds_info *info = &f->info;
     if (ds_i_h5_get_text(f->h5_file, "format", format, sizeof format) < 0 || strcmp(format, DS_FORMAT_NAME) != 0) {
-        return MC_FAIL(MC_INPUT, "%s is an HDF5 file but not a megac dataset (attribute format is \"%s\"); make one "
-                                 "with megac prepare",
+        return MC_FAIL(MC_INPUT,
+                       "%s is an HDF5 file but not a megac dataset (attribute format is \"%s\"); make one "
+                       "with megac prepare",
                        f->path, format);
     }
     uint64_t version, vocab;
@@ -121,6 +122,11 @@ static mc_status read_attributes(ds_file *f)
     MC_TRY(get_u64(f, "num_tokens", INT64_MAX, &info->n_tokens));
     MC_TRY(get_u64(f, "num_documents", f->file_bytes / 8, &info->n_documents));
     info->vocab_size = (uint32_t)vocab;
+    if (vocab == 0 || info->n_tokens == 0 || info->n_documents == 0) {
+        return MC_FAIL(MC_INPUT, "%s: vocabulary %llu, %llu tokens, %llu documents: none may be 0" DAMAGED, f->path,
+                       (unsigned long long)vocab, (unsigned long long)info->n_tokens,
+                       (unsigned long long)info->n_documents);
+    }
     if (ds_i_h5_get_i64(f->h5_file, "eod_id", &info->eod_id) < 0 || info->eod_id < -1 ||
         info->eod_id >= (int64_t)vocab) {
         return MC_FAIL(MC_INPUT, "%s: attribute eod_id is missing or outside of the vocabulary of %u" DAMAGED, f->path,
@@ -129,11 +135,6 @@ static mc_status read_attributes(ds_file *f)
     if (ds_i_h5_get_text(f->h5_file, "tokenizer_kind", info->tokenizer_kind, sizeof info->tokenizer_kind) < 0 ||
         ds_i_h5_get_text(f->h5_file, "tokenizer_sha256", info->tokenizer_sha256, sizeof info->tokenizer_sha256) < 0) {
         return MC_FAIL(MC_INPUT, "%s: no readable attribute tokenizer_kind or tokenizer_sha256" DAMAGED, f->path);
-    }
-    if (vocab == 0 || info->n_tokens == 0 || info->n_documents == 0) {
-        return MC_FAIL(MC_INPUT, "%s: vocabulary %llu, %llu tokens, %llu documents: none may be 0" DAMAGED, f->path,
-                       (unsigned long long)vocab, (unsigned long long)info->n_tokens,
-                       (unsigned long long)info->n_documents);
     }
     return MC_OK;
 }
@@ -164,7 +165,8 @@ static mc_status find_extent(const ds_file *f, hid_t set, const char *name, int6
         return MC_FAIL(MC_INPUT, "%s: /%s is not stored in one piece" DAMAGED, f->path, name);
     }
     if (offset > f->file_bytes || each == 0 || (uint64_t)n > (f->file_bytes - offset) / each) {
-        return MC_FAIL(MC_INPUT, "%s: /%s (%lld elements of %llu bytes at %llu) lies beyond the file's %llu bytes" DAMAGED,
+        return MC_FAIL(MC_INPUT,
+                       "%s: /%s (%lld elements of %llu bytes at %llu) lies beyond the file's %llu bytes" DAMAGED,
                        f->path, name, (long long)n, (unsigned long long)each, (unsigned long long)offset,
                        (unsigned long long)f->file_bytes);
     }
@@ -266,8 +268,8 @@ static mc_status map_file(ds_file *f)
     MC_TRY(ds_file_documents(f, 0, 0, &ends[0]));
     MC_TRY(ds_file_documents(f, f->info.n_documents, 0, &ends[1]));
     if (ends[0] != 0 || ends[1] != f->info.n_tokens) {
-        return MC_FAIL(MC_INPUT, "%s: /documents runs from %llu to %llu, not from 0 to the %llu tokens" DAMAGED, f->path,
-                       (unsigned long long)ends[0], (unsigned long long)ends[1],
+        return MC_FAIL(MC_INPUT, "%s: /documents runs from %llu to %llu, not from 0 to the %llu tokens" DAMAGED,
+                       f->path, (unsigned long long)ends[0], (unsigned long long)ends[1],
                        (unsigned long long)f->info.n_tokens);
     }
     return MC_OK;
@@ -347,7 +349,8 @@ mc_status ds_i_read_chunked(const ds_file *file, uint64_t first, uint64_t count,
     ds_i_h5_end(quiet);
     pthread_mutex_unlock(&f->lock);
     if (bad < 0) {
-        return MC_FAIL(MC_INPUT, "%s: /tokens chunk %llu (tokens %llu..%llu): %s; the file is damaged, copy or make it again",
+        return MC_FAIL(MC_INPUT,
+                       "%s: /tokens chunk %llu (tokens %llu..%llu): %s; the file is damaged, copy or make it again",
                        file->path, (unsigned long long)(first / DS_FORMAT_CHUNK_TOKENS), (unsigned long long)first,
                        (unsigned long long)(first + count - 1), why);
     }

@@ -10,6 +10,10 @@
 
 #include "datasets/ds.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* XXH3-64 (xxHash, seed 0) of a block, and of a stream of pieces. */
 uint64_t ds_i_hash(const void *bytes, size_t n_bytes);
 typedef struct ds_i_hasher ds_i_hasher;
@@ -80,4 +84,7 @@ void ds_i_blend_place(const ds_i_blend *blend, uint32_t seed, bool shuffle, uint
                       uint64_t *index_out);
 enum { DS_I_BLEND_MAX = 256 };
 
+#ifdef __cplusplus
+}
+#endif
 #endif

@@ -1,3 +1,4 @@
+/* Walks the inputs of megac prepare. */
 #include "datasets/ds_inputs.h"
 
 #include <dirent.h>
@@ -58,42 +59,84 @@ static mc_status add(walk *w, const char *path)
     return MC_OK;
 }
 
-static int visible(const struct dirent *e)
+/* By bytes, so that the order does not depend on the locale. */
+static int by_bytes(const void *a, const void *b)
 {
-    return e->d_name[0] != '.';
+    return strcmp(*(char *const *)a, *(char *const *)b);
 }
 
-/* By bytes, so that the order does not depend on the locale (alphasort's would). */
-static int by_bytes(const struct dirent **a, const struct dirent **b)
+typedef struct names {
+    char **v;
+    size_t n, cap;
+} names;
+
+static void names_free(names *l)
 {
-    return strcmp((*a)->d_name, (*b)->d_name);
+    for (size_t i = 0; i < l->n; i++) {
+        mc_free(l->v[i]);
+    }
+    mc_free(l->v);
+}
+
+static mc_status names_add(names *l, const char *name)
+{
+    if (l->n == l->cap) {
+        size_t cap = l->cap ? 2 * l->cap : 64;
+        char **more;
+        MC_TRY(MC_NEW_N(&more, cap, "folder entries"));
+        if (l->n) {
+            memcpy(more, l->v, l->n * sizeof *more);
+        }
+        mc_free(l->v);
+        l->v = more;
+        l->cap = cap;
+    }
+    MC_TRY(mc_strdup(name, "folder entry", &l->v[l->n]));
+    l->n++;
+    return MC_OK;
+}
+
+/* The entries that are not hidden, sorted. */
+static mc_status list_folder(const char *path, names *l)
+{
+    DIR *dir = opendir(path);
+    if (!dir) {
+        return MC_FAIL(MC_INPUT, "cannot list input folder %s: %s", path, strerror(errno));
+    }
+    mc_status st = MC_OK;
+    errno = 0;
+    for (const struct dirent *e; st == MC_OK && (e = readdir(dir)) != NULL; errno = 0) {
+        st = e->d_name[0] == '.' ? MC_OK : names_add(l, e->d_name);
+    }
+    if (st == MC_OK && errno) {
+        st = MC_FAIL(MC_INPUT, "cannot list input folder %s: %s", path, strerror(errno));
+    }
+    closedir(dir);
+    if (l->n) {
+        qsort(l->v, l->n, sizeof *l->v, by_bytes);
+    }
+    return st;
 }
 
 static mc_status visit(walk *w, const char *path, int depth);
 
 static mc_status visit_folder(walk *w, const char *path, int depth)
 {
-    struct dirent **names = NULL;
+    names list = {0};
     if (depth > MAX_DEPTH) {
         return MC_FAIL(MC_INPUT, "input %s lies more than %d folders deep; is there a link that leads back?", path,
                        MAX_DEPTH);
     }
-    int n = scandir(path, &names, visible, by_bytes);
-    if (n < 0) {
-        return MC_FAIL(MC_INPUT, "cannot list input folder %s: %s", path, strerror(errno));
-    }
-    mc_status st = MC_OK;
-    for (int i = 0; i < n; i++) {
+    mc_status st = list_folder(path, &list);
+    for (size_t i = 0; i < list.n && st == MC_OK; i++) {
         char full[PATH_MAX];
-        int len = snprintf(full, sizeof full, "%s%s%s", path, ends_with(path, strlen(path), "/") ? "" : "/",
-                           names[i]->d_name);
-        if (st == MC_OK && (len < 0 || (size_t)len >= sizeof full)) {
+        int len = snprintf(full, sizeof full, "%s%s%s", path, ends_with(path, strlen(path), "/") ? "" : "/", list.v[i]);
+        if (len < 0 || (size_t)len >= sizeof full) {
             st = MC_FAIL(MC_INPUT, "a path below input folder %s is longer than %d bytes", path, PATH_MAX);
         }
         st = st == MC_OK ? visit(w, full, depth + 1) : st;
-        free(names[i]); /* scandir's own malloc */
     }
-    free(names);
+    names_free(&list);
     return st;
 }
 

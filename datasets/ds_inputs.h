@@ -8,6 +8,10 @@
 
 #include "megac/base/status.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 typedef struct ds_i_input {
     char *path; /* "-": standard input */
     bool jsonl;
@@ -27,4 +31,7 @@ mc_status ds_i_inputs_list(const char *const *paths, int n_paths, const char *fo
                            ds_i_inputs *inputs_out) MC_MUST_CHECK;
 void ds_i_inputs_free(ds_i_inputs *inputs);
 
+#ifdef __cplusplus
+}
+#endif
 #endif

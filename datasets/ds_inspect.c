@@ -1,3 +1,4 @@
+/* What a dataset file holds, for people and for scripts. */
 #include "datasets/ds_inspect.h"
 
 #include <string.h>
@@ -11,7 +12,11 @@
 static size_t utf8_length(const unsigned char *s, size_t n)
 {
     unsigned char c = s[0], low = 0x80, high = 0xbf;
-    size_t len = c < 0x80 ? 1 : c >= 0xc2 && c <= 0xdf ? 2 : c >= 0xe0 && c <= 0xef ? 3 : c >= 0xf0 && c <= 0xf4 ? 4 : 0;
+    size_t len = c < 0x80                 ? 1
+                 : c >= 0xc2 && c <= 0xdf ? 2
+                 : c >= 0xe0 && c <= 0xef ? 3
+                 : c >= 0xf0 && c <= 0xf4 ? 4
+                                          : 0;
     if (len == 0 || len > n) {
         return 0;
     }
@@ -27,7 +32,8 @@ static size_t utf8_length(const unsigned char *s, size_t n)
     return len;
 }
 
-/* Text that a terminal and a JSON string can hold: control characters and bytes that are no UTF-8 become \n, \t, \xNN. */
+/* Text that a terminal and a JSON string can hold: control characters and bytes that are no UTF-8 become \n, \t, \xNN.
+ */
 static mc_status printable(const char *text, size_t n, char **out)
 {
     char *p;
@@ -92,8 +98,7 @@ static void print_lengths(const ds_i_lengths *l, FILE *out)
         if (l->bins[b]) {
             int width = (int)(40.0 * (double)l->bins[b] / (double)most + 0.5);
             fprintf(out, "  from %12llu  %12llu  %.*s\n", (unsigned long long)(b ? (uint64_t)1 << (b - 1) : 0),
-                    (unsigned long long)l->bins[b], width < 1 ? 1 : width,
-                    "########################################");
+                    (unsigned long long)l->bins[b], width < 1 ? 1 : width, "########################################");
         }
     }
 }
@@ -111,7 +116,9 @@ static mc_status print_text(const ds_i_report *r, FILE *out)
     fprintf(out, "storage           %s, %llu bytes\n", i->compressed ? "chunked, compressed" : "contiguous",
             (unsigned long long)r->file_bytes);
     fprintf(out, "checksums         %s\n",
-            r->verified ? "verified: every byte is as written" : r->has_checksums ? "present (check with --verify)" : "none");
+            r->verified        ? "verified: every byte is as written"
+            : r->has_checksums ? "present (check with --verify)"
+                               : "none");
     print_lengths(&r->lengths, out);
     fprintf(out, "first tokens     ");
     for (int t = 0; t < r->n_tokens; t++) {

@@ -1,3 +1,4 @@
+/* JSON lines by jansson. */
 #include <jansson.h>
 #include <stdio.h>
 #include <string.h>
@@ -22,7 +23,7 @@ mc_status ds_i_json_text(const char *line, size_t n, const char *const *keys, in
         snprintf(why, why_cap, "not valid JSON: %s, column %d; the line starts with: %.*s%s", err.text, err.column,
                  shown, line, n > 40 ? "..." : "");
         for (char *p = why; *p; p++) {
-            *p = (unsigned char)*p < ' ' ? ' ' : *p;
+            *p = *p < ' ' || *p > '~' ? '?' : *p; /* the cut may be inside a character */
         }
         return MC_INPUT;
     }

@@ -1,3 +1,4 @@
+/* Document lengths: one pass for the sums, and one for each byte of a percentile. */
 #include "datasets/ds_lengths.h"
 
 #include <string.h>
@@ -21,8 +22,9 @@ static mc_status each_length(const scan *s, length_fn fn, void *arg)
         MC_TRY(ds_file_documents(s->file, at, count, s->ends));
         for (uint64_t i = 0; i < count; i++) {
             if (s->ends[i + 1] < s->ends[i]) {
-                return MC_FAIL(MC_INPUT, "document %llu ends at token %llu, before its start %llu: the file is damaged; "
-                                         "run megac inspect --verify on it",
+                return MC_FAIL(MC_INPUT,
+                               "document %llu ends at token %llu, before its start %llu: the file is damaged; "
+                               "run megac inspect --verify on it",
                                (unsigned long long)(at + i), (unsigned long long)s->ends[i + 1],
                                (unsigned long long)s->ends[i]);
             }

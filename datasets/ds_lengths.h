@@ -4,6 +4,10 @@
 
 #include "datasets/ds.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 enum { DS_I_LENGTH_BINS = 65 };
 
 typedef struct ds_i_lengths {
@@ -15,4 +19,7 @@ typedef struct ds_i_lengths {
 /* Percentile p is the least length such that at least p % of the documents are no longer. */
 mc_status ds_i_lengths_measure(const ds_file *file, ds_i_lengths *out) MC_MUST_CHECK;
 
+#ifdef __cplusplus
+}
+#endif
 #endif

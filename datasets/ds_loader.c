@@ -30,7 +30,7 @@ struct ds_loader {
     pthread_cond_t changed;
     atomic_bool stop;
     step_buffer buffers[2];
-    int current; /* buffer that the trainer reads, -1: none; touched by the caller's thread only */
+    int current;     /* buffer that the trainer reads, -1: none; touched by the caller's thread only */
     int32_t *window; /* seq_length + 1 */
     unsigned char *slab;
 };
@@ -76,8 +76,8 @@ static void fill(ds_loader *l, step_buffer *b)
     b->weight_sum = 0;
     b->st = MC_OK;
     for (int m = 0; m < b->n_micro && b->st == MC_OK; m++) {
-        uint64_t sample = b->first + ((uint64_t)m * (uint64_t)c->dp_size + (uint64_t)c->dp_rank) *
-                                         (uint64_t)c->micro_batch;
+        uint64_t sample =
+            b->first + ((uint64_t)m * (uint64_t)c->dp_size + (uint64_t)c->dp_rank) * (uint64_t)c->micro_batch;
         for (int i = 0; i < c->micro_batch && b->st == MC_OK && !atomic_load(&l->stop); i++) {
             b->st = ds_source_read(c->source, sample + (uint64_t)i, l->window);
             if (b->st == MC_OK) {
@@ -189,8 +189,9 @@ mc_status ds_loader_request(ds_loader *loader, uint64_t first, int n_micro)
     pthread_mutex_lock(&loader->lock);
     step_buffer *b = find(loader, FREE);
     if (!b || find(loader, WANTED) || find(loader, READY)) {
-        st = MC_FAIL(MC_INVALID, "loader: step at sample %llu asked for while another is in the works; call "
-                                 "ds_loader_next first",
+        st = MC_FAIL(MC_INVALID,
+                     "loader: step at sample %llu asked for while another is in the works; call "
+                     "ds_loader_next first",
                      (unsigned long long)first);
     } else {
         b->first = first;

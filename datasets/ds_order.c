@@ -7,7 +7,8 @@
 
 __extension__ typedef unsigned __int128 u128;
 
-enum { ROUNDS = 8 };
+/* Below 2^6 the halves are so small that few permutations can be reached, and some places become likelier. */
+enum { ROUNDS = 8, MIN_BITS = 6 };
 
 /* MurmurHash3's 64-bit finaliser (Appleby): every bit of x moves every bit of the result. */
 static inline uint64_t mix(uint64_t x)
@@ -20,8 +21,9 @@ static inline uint64_t mix(uint64_t x)
 }
 
 /* An unbalanced Feistel network (Luby and Rackoff 1988; the halves differ by a bit where the width is odd) permutes
- * [0, 2^bits), the least power of two >= n; walking on until the value is below n (Black and Rogaway 2002, "cycle
- * walking") makes it a permutation of [0, n), in less than two steps on average. Round keys come from Philox. */
+ * [0, 2^bits), the least power of two >= n and 64; walking on until the value is below n (Black and Rogaway 2002,
+ * "cycle walking") makes it a permutation of [0, n), in less than two steps on average when n > 32. Round keys come
+ * from Philox. */
 uint64_t ds_i_permute(uint32_t seed, uint32_t stream, uint64_t epoch, uint64_t n, uint64_t index)
 {
     MC_ASSERT(index < n);
@@ -35,7 +37,7 @@ uint64_t ds_i_permute(uint32_t seed, uint32_t stream, uint64_t epoch, uint64_t n
         keys[2 * i + 1] = (uint64_t)b.w[2] << 32 | b.w[3];
     }
     int bits = 64 - __builtin_clzll(n - 1);
-    bits = bits < 2 ? 2 : bits;
+    bits = bits < MIN_BITS ? MIN_BITS : bits;
     int low_bits = bits / 2;
     uint64_t low_mask = ((uint64_t)1 << low_bits) - 1, high_mask = ((uint64_t)1 << (bits - low_bits)) - 1;
     uint64_t x = index;
@@ -81,8 +83,9 @@ mc_status ds_i_blend_init(const double *weights, int n, uint64_t *shares_out, ds
         least = weights[i] < least ? weights[i] : least;
     }
     if (!(least / sum >= 1e-6)) {
-        return MC_FAIL(MC_INVALID, "--data-path: weight %g is less than a millionth of the sum %g; leave that dataset out",
-                       least, sum);
+        return MC_FAIL(MC_INVALID,
+                       "--data-path: weight %g is less than a millionth of the sum %g; leave that dataset out", least,
+                       sum);
     }
     uint64_t left = DS_I_SHARE_ONE;
     int largest = 0;

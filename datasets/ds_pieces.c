@@ -1,3 +1,4 @@
+/* Cutting of input text; ds_pieces.h tells what a piece is. */
 #include "datasets/ds_pieces.h"
 
 #include <stdio.h>
@@ -137,7 +138,7 @@ static mc_status put(ds_i_cutter *c, const unsigned char *text, size_t n)
 static mc_status end_document(ds_i_cutter *c)
 {
     if (c->document_bytes == 0) {
-        c->piece->n_empty += c->unit != DS_I_PER_PARAGRAPH;
+        c->piece->n_empty += c->unit == DS_I_PER_FILE || c->unit == DS_I_PER_LINE;
         return MC_OK;
     }
     mark(c, true);

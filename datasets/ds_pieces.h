@@ -13,6 +13,10 @@
 #include "datasets/ds_tokenizer.h"
 #include "megac/base/status.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 enum {
     DS_I_PIECE_BYTES = 1 << 20,
     DS_I_PIECE_MARKS = 1 << 14,
@@ -84,4 +88,7 @@ mc_status ds_i_cutter_run(ds_i_cutter *cutter, ds_i_stream *stream, const char *
 /* Hands over the last piece; with st != MC_OK it carries that failure. */
 void ds_i_cutter_end(ds_i_cutter *cutter, mc_status st, const char *why);
 
+#ifdef __cplusplus
+}
+#endif
 #endif

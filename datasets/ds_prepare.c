@@ -223,8 +223,8 @@ static mc_status run_threads(job *j, ds_prepare_result *res)
         have_reader = !err;
     }
     if (err) {
-        st = MC_FAIL(MC_UNSUPPORTED, "--workers %d: the system refused a thread (error %d); use fewer", j->config->workers,
-                     err);
+        st = MC_FAIL(MC_UNSUPPORTED, "--workers %d: the system refused a thread (error %d); use fewer",
+                     j->config->workers, err);
         pthread_mutex_lock(&j->ring.lock);
         j->ring.stop = true;
         pthread_cond_broadcast(&j->ring.filled_more);
@@ -246,7 +246,8 @@ static mc_status parse_unit(const char *text, ds_i_unit *unit_out, bool *json_ou
     static const struct {
         const char *name;
         ds_i_unit unit;
-    } names[] = {{"file", DS_I_PER_FILE}, {"line", DS_I_PER_LINE}, {"blank", DS_I_PER_PARAGRAPH}, {"json", DS_I_PER_JSON}};
+    } names[] = {
+        {"file", DS_I_PER_FILE}, {"line", DS_I_PER_LINE}, {"blank", DS_I_PER_PARAGRAPH}, {"json", DS_I_PER_JSON}};
     *unit_out = DS_I_PER_FILE;
     *json_out = false;
     if (!text) {
@@ -270,7 +271,8 @@ static mc_status check_inputs(const job *j, bool want_json)
     for (size_t i = 0; i < j->inputs.n; i++) {
         n_json += j->inputs.v[i].jsonl;
         if (c->split_documents_on && j->inputs.v[i].jsonl != want_json) {
-            return MC_FAIL(MC_INVALID, "--split-documents-on %s does not fit %s, which is read as %s; set --input-format",
+            return MC_FAIL(MC_INVALID,
+                           "--split-documents-on %s does not fit %s, which is read as %s; set --input-format",
                            c->split_documents_on, j->inputs.v[i].path, want_json ? "text" : "JSON lines");
         }
     }

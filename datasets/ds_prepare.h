@@ -14,13 +14,13 @@ extern "C" {
 typedef struct ds_prepare_config {
     const char *const *inputs; /* files, folders, "-" for standard input; gzip and zstd are unpacked */
     int n_inputs;
-    const char *output_prefix;     /* writes output_prefix.h5; an .h5 at its end is not doubled */
-    const char *const *json_keys;  /* JSONL: keys whose strings are the text, joined by newlines; none: "text" */
+    const char *output_prefix;    /* writes output_prefix.h5; an .h5 at its end is not doubled */
+    const char *const *json_keys; /* JSONL: keys whose strings are the text, joined by newlines; none: "text" */
     int n_json_keys;
-    const char *tokenizer_type;    /* NULL: ByteTokenizer */
-    const char *tokenizer_model;   /* NULL: none */
-    bool append_eod;               /* an end-of-document token after every document */
-    int workers;                   /* encoding threads, >= 1; the output does not depend on it */
+    const char *tokenizer_type;  /* NULL: ByteTokenizer */
+    const char *tokenizer_model; /* NULL: none */
+    bool append_eod;             /* an end-of-document token after every document */
+    int workers;                 /* encoding threads, >= 1; the output does not depend on it */
     /* What a document is: NULL: each text file, each JSON object; "file", "line", "blank" (paragraphs between blank
      * lines), "json". Documents without text are left out and counted. */
     const char *split_documents_on;

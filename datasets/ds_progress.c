@@ -1,3 +1,4 @@
+/* The bar of megac prepare. */
 #include "datasets/ds_progress.h"
 
 #include <stdio.h>
@@ -34,8 +35,8 @@ void ds_i_progress_show(ds_i_progress *p, uint64_t done_bytes, uint64_t n_tokens
         }
         bar[24] = '\0';
         double left = part > 0 ? spent / part - spent : 0;
-        snprintf(line, sizeof line, "[%s] %3.0f %%  %.0f MB/s  %.1f M tokens  %d:%02d left", bar, 100 * part, rate / 1e6,
-                 (double)n_tokens / 1e6, (int)(left / 60), (int)left % 60);
+        snprintf(line, sizeof line, "[%s] %3.0f %%  %.0f MB/s  %.1f M tokens  %d:%02d left", bar, 100 * part,
+                 rate / 1e6, (double)n_tokens / 1e6, (int)(left / 60), (int)left % 60);
     } else {
         snprintf(line, sizeof line, "%.0f MB  %.0f MB/s  %.1f M tokens", (double)done_bytes / 1e6, rate / 1e6,
                  (double)n_tokens / 1e6);

@@ -5,6 +5,10 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 typedef struct ds_i_progress {
     bool on;
     uint64_t total_bytes; /* 0: not known */
@@ -17,4 +21,7 @@ void ds_i_progress_show(ds_i_progress *p, uint64_t done_bytes, uint64_t n_tokens
 /* Clears the line. */
 void ds_i_progress_end(ds_i_progress *p);
 
+#ifdef __cplusplus
+}
+#endif
 #endif

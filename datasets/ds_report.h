@@ -6,6 +6,10 @@
 
 #include "datasets/ds_lengths.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 typedef struct ds_i_report {
     const char *path;
     uint64_t file_bytes;
@@ -19,4 +23,7 @@ typedef struct ds_i_report {
 
 mc_status ds_i_report_json(const ds_i_report *report, FILE *out) MC_MUST_CHECK;
 
+#ifdef __cplusplus
+}
+#endif
 #endif

@@ -1,3 +1,4 @@
+/* The report of megac inspect as JSON. */
 #include <jansson.h>
 
 #include "datasets/ds_report.h"

@@ -122,8 +122,9 @@ static mc_status parse_paths(const ds_source_config *c, const char **paths_out, 
         pairs = pairs && number == (i % 2 == 0);
     }
     if (numbers > 0 && !pairs) {
-        return MC_FAIL(MC_INVALID, "--data-path: %d of %d entries are numbers; give a weight before every path, or none",
-                       numbers, c->n_paths);
+        return MC_FAIL(MC_INVALID,
+                       "--data-path: %d of %d entries are numbers; give a weight before every path, or none", numbers,
+                       c->n_paths);
     }
     int n = pairs ? c->n_paths / 2 : c->n_paths;
     for (int i = 0; i < n; i++) {

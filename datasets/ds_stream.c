@@ -1,3 +1,4 @@
+/* Reading of one input, unpacked by the table of unpackers. */
 #include "datasets/ds_stream.h"
 
 #include <errno.h>
@@ -54,7 +55,8 @@ undo_stream:
     return st;
 }
 
-/* Fills `in` from its front; a pipe gives less than asked for, so short reads are joined until `want` bytes are there. */
+/* Fills `in` from its front; a pipe gives less than asked for, so short reads are joined until `want` bytes are there.
+ */
 static mc_status refill(ds_i_stream *s, size_t want, char *why)
 {
     memmove(s->in, s->in + s->used, s->n_in - s->used);
@@ -118,8 +120,8 @@ mc_status ds_i_stream_next(ds_i_stream *stream, const unsigned char **bytes_out,
             return MC_OK;
         }
         size_t used = 0, n = 0;
-        const char *bad = s->ops->step(s->impl, s->in + s->used, s->n_in - s->used, s->in_end, &used, s->out,
-                                       DS_I_READ_BYTES, &n);
+        const char *bad =
+            s->ops->step(s->impl, s->in + s->used, s->n_in - s->used, s->in_end, &used, s->out, DS_I_READ_BYTES, &n);
         if (bad) {
             snprintf(why, DS_I_WHY_BYTES, "input %s: %s data near byte %llu: %s; the file is damaged or incomplete",
                      s->path, s->ops->name, (unsigned long long)(s->raw_bytes - (s->n_in - s->used)), bad);

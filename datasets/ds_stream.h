@@ -10,6 +10,10 @@
 
 #include "megac/base/status.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 enum { DS_I_WHY_BYTES = 1024, DS_I_READ_BYTES = 256 * 1024 };
 
 typedef struct ds_i_stream ds_i_stream;
@@ -36,4 +40,7 @@ mc_status ds_i_stream_next(ds_i_stream *stream, const unsigned char **bytes_out,
 uint64_t ds_i_stream_raw_bytes(const ds_i_stream *stream);
 void ds_i_stream_close(ds_i_stream *stream); /* NULL allowed */
 
+#ifdef __cplusplus
+}
+#endif
 #endif

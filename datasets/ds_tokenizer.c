@@ -1,3 +1,4 @@
+/* The table of tokenizers. */
 #include "datasets/ds_tokenizer.h"
 
 #include <errno.h>

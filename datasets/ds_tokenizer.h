@@ -27,7 +27,8 @@ typedef struct ds_tokenizer_ops {
     /* (optional) The most bytes at the front of `text` whose ids do not depend on what follows, so that a long document
      * can be encoded in pieces; 0: none. Default: all of them. */
     size_t (*cut)(const ds_tokenizer *tok, const unsigned char *text, size_t n_bytes);
-    /* Text of n ids: writes at most `cap` bytes, returns how many the whole text has. The end-of-document id has none. */
+    /* Text of n ids: writes at most `cap` bytes, returns how many the whole text has. The end-of-document id has none.
+     */
     size_t (*decode)(const ds_tokenizer *tok, const int32_t *ids, size_t n, char *text_out, size_t cap);
 } ds_tokenizer_ops;
 

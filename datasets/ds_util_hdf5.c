@@ -1,7 +1,12 @@
+/* Errors and attributes of the HDF5 library. */
 #include "datasets/ds_util_hdf5.h"
 
+#include <hdf5.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
+
+_Static_assert(sizeof(hid_t) == sizeof(int64_t) && sizeof(herr_t) == sizeof(int), "HDF5 1.10 or later");
 
 ds_i_h5_quiet ds_i_h5_begin(void)
 {
@@ -48,17 +53,17 @@ static herr_t set_scalar(hid_t at, const char *name, hid_t file_type, hid_t mem_
     return st;
 }
 
-herr_t ds_i_h5_set_u64(hid_t at, const char *name, uint64_t value)
+int ds_i_h5_set_u64(int64_t at, const char *name, uint64_t value)
 {
     return set_scalar(at, name, H5T_STD_U64LE, H5T_NATIVE_UINT64, &value);
 }
 
-herr_t ds_i_h5_set_i64(hid_t at, const char *name, int64_t value)
+int ds_i_h5_set_i64(int64_t at, const char *name, int64_t value)
 {
     return set_scalar(at, name, H5T_STD_I64LE, H5T_NATIVE_INT64, &value);
 }
 
-herr_t ds_i_h5_set_text(hid_t at, const char *name, const char *text)
+int ds_i_h5_set_text(int64_t at, const char *name, const char *text)
 {
     hid_t type = H5Tcopy(H5T_C_S1);
     H5Tset_size(type, strlen(text) + 1);
@@ -84,17 +89,17 @@ static herr_t get_scalar(hid_t at, const char *name, H5T_class_t cls, hid_t mem_
     return st;
 }
 
-herr_t ds_i_h5_get_u64(hid_t at, const char *name, uint64_t *value_out)
+int ds_i_h5_get_u64(int64_t at, const char *name, uint64_t *value_out)
 {
     return get_scalar(at, name, H5T_INTEGER, H5T_NATIVE_UINT64, value_out);
 }
 
-herr_t ds_i_h5_get_i64(hid_t at, const char *name, int64_t *value_out)
+int ds_i_h5_get_i64(int64_t at, const char *name, int64_t *value_out)
 {
     return get_scalar(at, name, H5T_INTEGER, H5T_NATIVE_INT64, value_out);
 }
 
-herr_t ds_i_h5_get_text(hid_t at, const char *name, char *text_out, size_t cap)
+int ds_i_h5_get_text(int64_t at, const char *name, char *text_out, size_t cap)
 {
     hid_t attr = H5Aopen(at, name, H5P_DEFAULT);
     if (attr < 0) {

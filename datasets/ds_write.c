@@ -1,3 +1,4 @@
+/* Streams a dataset file to the disk; ds_write_impl.h draws how. */
 #include "datasets/ds_write.h"
 
 #include <errno.h>
@@ -19,6 +20,30 @@ enum { ENDS_BUFFER = 8192 };
 /* HDF5 writes a few KiB of structure when it closes a file, and cannot undo a failure there. This much is reserved on
  * the disk before, so that a full disk is met by us. */
 enum { STRUCTURE_BYTES = 256 * 1024 };
+
+/* Makes sure of `bytes` of disk from `at` on. Not every file system can reserve: that is no error. The library cuts the
+ * file to the size that it needs when it closes it. */
+static mc_status reserve(const ds_writer *w, uint64_t at, uint64_t bytes)
+{
+    int bad = fallocate(w->fd, 0, (off_t)at, (off_t)bytes);
+    if (bad && errno != EOPNOTSUPP && errno != ENOSYS && errno != EINVAL) {
+        return MC_FAIL(MC_IO, "%s: cannot reserve %llu bytes: %s; free space or choose another place", w->tmp_path,
+                       (unsigned long long)bytes, strerror(errno));
+    }
+    return MC_OK;
+}
+
+/* What the structure and the data after the tokens need. Chunks are written with the library's file open, whose end
+ * must not move; it appends what it needs itself. */
+static mc_status reserve_structure(const ds_writer *w)
+{
+    if (w->config.compress) {
+        return MC_OK;
+    }
+    uint64_t at = w->tokens_offset + w->n_tokens * (uint64_t)w->token_bytes;
+    uint64_t sums = w->sums[DS_I_TOKENS].n * 8 + w->spooled_bytes / DS_FORMAT_CHECK_BLOCK * 8;
+    return reserve(w, at, w->spooled_bytes + w->config.tokenizer_bytes + sums + STRUCTURE_BYTES);
+}
 
 static mc_status check_target(const ds_writer_config *c)
 {
@@ -50,14 +75,14 @@ static mc_status open_files(ds_writer *w)
                        strerror(errno));
     }
     w->tmp_exists = true;
-    strcat(name, "-docs");
+    snprintf(name, sizeof name, "%s-docs", w->tmp_path);
     w->spool_fd = open(name, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
     if (w->spool_fd < 0) {
         return MC_FAIL(MC_IO, "cannot create %s: %s; choose an --output-prefix in a folder that can be written", name,
                        strerror(errno));
     }
     unlink(name);
-    return MC_OK;
+    return reserve(w, 0, STRUCTURE_BYTES);
 }
 
 mc_status ds_writer_create(const ds_writer_config *config, ds_writer **writer_out)
@@ -210,19 +235,6 @@ static mc_status place_sums(ds_writer *w)
     uint64_t hash;
     MC_TRY(ds_i_hash_rest(w->fd, w->tmp_path, (uint64_t)sb.st_size, skip, n_skip, &hash));
     return ds_i_pwrite_all(w->fd, w->tmp_path, &hash, sizeof hash, w->rest.offset);
-}
-
-/* Meets a full disk before the HDF5 library does. Not every file system can reserve: that is no error. */
-static mc_status reserve_structure(const ds_writer *w)
-{
-    off_t at = (off_t)(w->tokens_offset + (w->config.compress ? 0 : w->n_tokens * (uint64_t)w->token_bytes));
-    off_t bytes = (off_t)(w->spooled_bytes + w->config.tokenizer_bytes + w->sums[DS_I_TOKENS].n * 16) + STRUCTURE_BYTES;
-    if (!w->config.compress && fallocate(w->fd, FALLOC_FL_KEEP_SIZE, at, bytes) != 0 && errno != EOPNOTSUPP &&
-        errno != ENOSYS && errno != EINVAL) {
-        return MC_FAIL(MC_IO, "%s: cannot reserve %lld bytes: %s; free space or choose another place", w->tmp_path,
-                       (long long)bytes, strerror(errno));
-    }
-    return MC_OK;
 }
 
 static mc_status sync_folder(const char *path)

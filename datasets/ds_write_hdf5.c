@@ -1,4 +1,5 @@
 /* The HDF5 structure of a dataset file (ds_write_impl.h tells how it gets around streamed tokens). */
+#include <hdf5.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -167,14 +168,12 @@ static herr_t write_attributes(const ds_writer *w)
         ds_i_sha256(w->config.tokenizer, w->config.tokenizer_bytes, sha);
     }
     hid_t f = w->h5_file;
-    bool ok = ds_i_h5_set_text(f, "format", DS_FORMAT_NAME) >= 0 &&
-              ds_i_h5_set_u64(f, "version", DS_FORMAT_VERSION) >= 0 &&
-              ds_i_h5_set_u64(f, "vocab_size", w->config.vocab_size) >= 0 &&
-              ds_i_h5_set_i64(f, "eod_id", w->config.eod_id) >= 0 &&
-              ds_i_h5_set_u64(f, "num_tokens", w->n_tokens) >= 0 &&
-              ds_i_h5_set_u64(f, "num_documents", w->n_documents) >= 0 &&
-              ds_i_h5_set_text(f, "tokenizer_kind", w->kind) >= 0 &&
-              ds_i_h5_set_text(f, "tokenizer_sha256", sha) >= 0;
+    bool ok =
+        ds_i_h5_set_text(f, "format", DS_FORMAT_NAME) >= 0 && ds_i_h5_set_u64(f, "version", DS_FORMAT_VERSION) >= 0 &&
+        ds_i_h5_set_u64(f, "vocab_size", w->config.vocab_size) >= 0 &&
+        ds_i_h5_set_i64(f, "eod_id", w->config.eod_id) >= 0 && ds_i_h5_set_u64(f, "num_tokens", w->n_tokens) >= 0 &&
+        ds_i_h5_set_u64(f, "num_documents", w->n_documents) >= 0 &&
+        ds_i_h5_set_text(f, "tokenizer_kind", w->kind) >= 0 && ds_i_h5_set_text(f, "tokenizer_sha256", sha) >= 0;
     return ok ? 0 : -1;
 }
 

@@ -15,6 +15,10 @@
 #include "datasets/ds_impl.h"
 #include "datasets/ds_write.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* Checksums of one data set's blocks; grows by doubling. */
 typedef struct ds_i_sums {
     uint64_t *values;
@@ -26,8 +30,8 @@ struct ds_writer {
     char *path, *tmp_path; /* final and temporary name */
     char *kind;
     int token_bytes;
-    int fd;         /* temporary file, -1: none */
-    int spool_fd;   /* document ends, unlinked file */
+    int fd;       /* temporary file, -1: none */
+    int spool_fd; /* document ends, unlinked file */
     bool tmp_exists;
     uint64_t n_tokens, n_documents, last_end;
     uint64_t tokens_offset; /* where contiguous tokens go */
@@ -51,4 +55,7 @@ mc_status ds_i_layout_finish(ds_writer *w) MC_MUST_CHECK;
 /* Closes what is open after a failure; the temporary file is about to be removed. */
 void ds_i_layout_abandon(ds_writer *w);
 
+#ifdef __cplusplus
+}
+#endif
 #endif
