@@ -119,7 +119,7 @@ where=tests
 if [ -z "$suite" ] || [ -n "$(find "$where" -name 'test_*.py' 2>/dev/null)" ]; then
     rm -f "$build/pytest.xml"
     status=0
-    MEGAC_BUILD_DIR=$build "$build/venv/bin/python" -m pytest -c tests/pytest.ini --rootdir tests -q \
+    MEGAC_BUILD=$build "$build/venv/bin/python" -m pytest -c tests/pytest.ini --rootdir tests -q \
         --junitxml "$build/pytest.xml" ${expression:+-k "$expression"} "$where" || status=$?
     # 5: -k left nothing over, which is right when the C tests were meant.
     if [ $status -ne 5 ] || [ -z "$expression" ]; then
