@@ -2,7 +2,6 @@
  *
  * Forward adds the stage's constant to each element; the activation entering stage s for micro-batch j is
  * 1000 j + (0 + 1 + .. + s - 1). Backward doubles: the gradient leaving stage s is (j + 1) 2^(p - s). */
-#include <cmocka.h>
 #include <math.h>
 #include <pthread.h>
 #include <setjmp.h>
@@ -12,6 +11,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+
+#include <cmocka.h>
 
 #include "megac/base/alloc.h"
 #include "megac/base/rng.h"

@@ -1,10 +1,11 @@
 /* Global batch sizes against tables worked out by hand. */
-#include <cmocka.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+
+#include <cmocka.h>
 
 #include "megac/base/alloc.h"
 #include "megac/train/batch.h"

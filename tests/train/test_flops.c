@@ -1,10 +1,11 @@
 /* FLOPs per token against matrix products counted one by one and against published formulas. */
-#include <cmocka.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+
+#include <cmocka.h>
 
 #include "megac/train/flops.h"
 

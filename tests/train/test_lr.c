@@ -1,11 +1,12 @@
 /* Learning rate and weight decay against closed forms, in samples and in iterations. */
-#include <cmocka.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+
+#include <cmocka.h>
 
 #include "megac/train/lr.h"
 

@@ -1,5 +1,4 @@
 /* Sampling: exact sets under top-k and top-p, frequencies against exact probabilities. */
-#include <cmocka.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -7,6 +6,8 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+
+#include <cmocka.h>
 
 #include "megac/train/sampling.h"
 
