@@ -100,7 +100,7 @@ if ! $quick && [ "$suite" != lint ] && [ "$suite" != launch ]; then
     asan=$build-asan
     mkdir -p "$asan"
     say "build under sanitizers"
-    if make_build "$asan" -Dbuildtype=debugoptimized -Dwerror=true -Dtests=true -Db_sanitize=address,undefined \
+    if make_build "$asan" -Doptimization=1 -Ddebug=true -Dwerror=true -Dtests=true -Db_sanitize=address,undefined \
         -Db_lundef=false >"$asan/build.log" 2>&1; then
         say "C tests under sanitizers"
         ASAN_OPTIONS=detect_leaks=1:detect_stack_use_after_return=1:strict_string_checks=1 \
