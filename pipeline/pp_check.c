@@ -190,10 +190,10 @@ mc_status pp_check(const pp_schedule *schedule, int n_stages, int n_micro, bool 
     MC_ASSERT(n_stages >= 1 && n_micro >= 1);
     sim s = {.schedule = schedule, .n_stages = n_stages, .n_micro = n_micro};
     mc_status st;
-    MC_TRY_GOTO(st, sim_init(&s, forward_only), undo);
-    MC_TRY_GOTO(st, sim_run(&s), undo);
+    MC_TRY_GOTO(st, sim_init(&s, forward_only), undo_all);
+    MC_TRY_GOTO(st, sim_run(&s), undo_all);
     sim_report(&s, report_out);
-undo:
+undo_all:
     sim_fini(&s);
     return st;
 }

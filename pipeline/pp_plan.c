@@ -18,13 +18,13 @@ mc_status pp_plan_init(pp_plan *plan, int max_micro)
     pp_plan p = {.cap_actions = pp_max_actions(max_micro), .max_micro = max_micro};
     int max_slots = max_micro < 2 ? 2 : max_micro;
     mc_status st;
-    MC_TRY_GOTO(st, MC_NEW(&p.state, "pipeline plan state"), undo);
-    MC_TRY_GOTO(st, MC_NEW_N(&p.actions, p.cap_actions, "pipeline actions"), undo);
-    MC_TRY_GOTO(st, MC_NEW_N(&p.state->slots, max_slots, "pipeline slots"), undo);
-    MC_TRY_GOTO(st, MC_NEW_N(&p.state->done, max_micro, "pipeline micro-batch states"), undo);
+    MC_TRY_GOTO(st, MC_NEW(&p.state, "pipeline plan state"), undo_all);
+    MC_TRY_GOTO(st, MC_NEW_N(&p.actions, p.cap_actions, "pipeline actions"), undo_all);
+    MC_TRY_GOTO(st, MC_NEW_N(&p.state->slots, max_slots, "pipeline slots"), undo_all);
+    MC_TRY_GOTO(st, MC_NEW_N(&p.state->done, max_micro, "pipeline micro-batch states"), undo_all);
     *plan = p;
     return MC_OK;
-undo:
+undo_all:
     pp_plan_fini(&p);
     return st;
 }
