@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what is missing of tests/packages.txt (Debian, Ubuntu).
 #   launch/install.sh KIND...      KIND: build, demo, test (first column of the list)
-# Asks nothing; does not touch apt when everything is there. Root, or sudo without a password, is needed only to install.
+# Asks nothing and leaves apt alone when everything is there. Only an installation needs root, or sudo without password.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

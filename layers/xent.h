@@ -19,7 +19,8 @@ typedef struct ly_xent_stats {
 
 /* all_stats (S,R,3): the S shards' stats in rank order. losses (R) f32 = weights[r] * (log-sum-exp - target logit),
  * overwritten; optional. dlogits: `logits` is overwritten with (softmax - onehot(target)) * weights[r] * scale, padding
- * columns with 0, when `write_grad`. weights (R) optional (1): loss mask. */
+ * columns with 0, when `write_grad`. weights (R) optional (1): loss mask; a row of weight 0 has loss and gradient 0,
+ * whatever its logits hold. A NaN in a row's valid logits makes its loss NaN. */
 typedef struct ly_xent_grad {
     mc_tensor logits, targets, all_stats, losses, weights;
     int64_t vocab0, vocab_valid;

@@ -17,8 +17,8 @@ def repo():
 
 @pytest.fixture(scope="session")
 def build_dir():
-    """The build folder: MEGAC_BUILD_DIR (set by run.sh), else build/."""
-    return Path(os.environ.get("MEGAC_BUILD_DIR", ROOT / "build")).resolve()
+    """The build folder: MEGAC_BUILD (set by run.sh), else build/."""
+    return Path(os.environ.get("MEGAC_BUILD", ROOT / "build")).resolve()
 
 
 @pytest.fixture(scope="session")

@@ -100,7 +100,7 @@ if ! $quick && [ "$suite" != lint ] && [ "$suite" != launch ]; then
     asan=$build-asan
     mkdir -p "$asan"
     say "build under sanitizers"
-    if make_build "$asan" -Dbuildtype=debugoptimized -Dwerror=true -Dtests=true -Db_sanitize=address,undefined \
+    if make_build "$asan" -Doptimization=1 -Ddebug=true -Dwerror=true -Dtests=true -Db_sanitize=address,undefined \
         -Db_lundef=false >"$asan/build.log" 2>&1; then
         say "C tests under sanitizers"
         ASAN_OPTIONS=detect_leaks=1:detect_stack_use_after_return=1:strict_string_checks=1 \
@@ -119,7 +119,7 @@ where=tests
 if [ -z "$suite" ] || [ -n "$(find "$where" -name 'test_*.py' 2>/dev/null)" ]; then
     rm -f "$build/pytest.xml"
     status=0
-    MEGAC_BUILD_DIR=$build "$build/venv/bin/python" -m pytest -c tests/pytest.ini --rootdir tests -q \
+    MEGAC_BUILD=$build "$build/venv/bin/python" -m pytest -c tests/pytest.ini --rootdir tests -q \
         --junitxml "$build/pytest.xml" ${expression:+-k "$expression"} "$where" || status=$?
     # 5: -k left nothing over, which is right when the C tests were meant.
     if [ $status -ne 5 ] || [ -z "$expression" ]; then

@@ -2,19 +2,16 @@
 #ifndef TESTS_UNIT_H
 #define TESTS_UNIT_H
 
-/* cmocka.h uses what these headers declare, so the order is not the formatter's. */
-/* clang-format off */
+#include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <setjmp.h>
-#include <cmocka.h>
-/* clang-format on */
-
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+
+#include <cmocka.h>
 
 /* Runs the statement and leaves what it wrote to standard error in `text` (an array), cut to its size. */
 #define UNIT_CAPTURE(text, statement)                        \

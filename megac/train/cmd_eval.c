@@ -1,3 +1,4 @@
+/* megac eval: loss and perplexity of a checkpoint on a dataset. */
 #include <math.h>
 #include <stdio.h>
 

@@ -1,3 +1,4 @@
+/* megac generate: text from a checkpoint. */
 #include <stdio.h>
 #include <string.h>
 

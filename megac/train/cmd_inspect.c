@@ -1,3 +1,4 @@
+/* megac inspect: what is in a dataset or a checkpoint. */
 #include <stdio.h>
 
 #include "datasets/ds_inspect.h"

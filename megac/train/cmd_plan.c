@@ -1,3 +1,4 @@
+/* megac plan: the memory of every rank, without running. */
 #include <inttypes.h>
 #include <jansson.h>
 #include <stdio.h>

@@ -1,3 +1,4 @@
+/* megac prepare: text to a dataset. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>

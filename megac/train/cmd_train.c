@@ -1,3 +1,4 @@
+/* megac train: trains, evaluates and saves. */
 #include <stdio.h>
 #include <string.h>
 

@@ -1,3 +1,4 @@
+/* Loss on the validation data, inside a run and for megac eval. */
 #include "megac/train/run.h"
 
 /* One forward pass over a batch of n_micro micro-batches that starts at sample `first`; adds to the sums of this rank.

@@ -15,7 +15,7 @@ SYSTEM = set(
     """assert.h complex.h ctype.h errno.h fenv.h float.h inttypes.h iso646.h limits.h locale.h math.h setjmp.h signal.h
     stdalign.h stdarg.h stdatomic.h stdbool.h stddef.h stdint.h stdio.h stdlib.h stdnoreturn.h string.h tgmath.h threads.h
     time.h uchar.h wchar.h wctype.h
-    arpa/inet.h dirent.h dlfcn.h execinfo.h fcntl.h fnmatch.h getopt.h glob.h ifaddrs.h langinfo.h libgen.h malloc.h
+    arpa/inet.h dirent.h dlfcn.h endian.h execinfo.h fcntl.h fnmatch.h getopt.h glob.h ifaddrs.h langinfo.h libgen.h malloc.h
     net/if.h netdb.h netinet/in.h netinet/tcp.h poll.h pthread.h pwd.h regex.h sched.h semaphore.h spawn.h strings.h
     syslog.h termios.h unistd.h""".split()
 )
@@ -26,11 +26,14 @@ VENDORS = {
     "CUDA": (re.compile(r"^(cuda|curand|nvtx|nvToolsExt|cub/|cooperative_groups)"), (".cu", ".cuh", "_cuda.c")),
     "cuBLAS": (re.compile(r"^cublas"), ("_cuda.c", "_cublas.c")),
     "cuDNN": (re.compile(r"^cudnn"), ("_cuda.c", "_cudnn.c")),
-    "NCCL": (re.compile(r"^nccl"), ("_nccl.c",)),
-    "MPI": (re.compile(r"^mpi(-ext)?\.h$"), ("_mpi.c",)),
-    "HDF5": (re.compile(r"^(hdf5|H5\w*)(_hl)?\.h$"), ("_hdf5.c",)),
-    "oneDNN": (re.compile(r"^(oneapi/)?dnnl"), ("_dnnl.c",)),
+    "NCCL": (re.compile(r"^nccl"), ("_nccl.c", "_nccl.h")),
+    "MPI": (re.compile(r"^mpi(-ext)?\.h$"), ("_mpi.c", "_mpi.h")),
+    "HDF5": (re.compile(r"^(hdf5|H5\w*)(_hl)?\.h$"), ("_hdf5.c", "_hdf5.h")),
+    "oneDNN": (re.compile(r"^(oneapi/)?dnnl"), ("_dnnl.c", "_dnnl.h")),
 }
+
+# Headers of ours that include a vendor's: for files of the same vendor only.
+VENDOR_HEADER = re.compile(r"_(cuda|nccl|mpi|hdf5|dnnl)\.h$")
 
 # Headers of one processor: in a file named for it, or under a guard.
 PROCESSOR = re.compile(r"^(\w*intrin|cpuid|x86gprintrin|arm_neon|arm_sve)\.h$")
@@ -50,6 +53,15 @@ def guarded(text, offset):
     return any(stack)
 
 
+def shows_vendor(check, match):
+    """Whether the header of ours that `match` found includes a vendor's."""
+    if not match:
+        return False
+    text = blank_c(check.read(match.string), keep_strings=True)
+    names = [name for _, name in INCLUDE.findall(text) if name]
+    return any(headers.match(name) for name in names for headers, _ in VENDORS.values())
+
+
 def check_own(check, path, line, unit, target):
     """An include of the project: "folder/file"."""
     owner = unit_of(target)
@@ -59,6 +71,10 @@ def check_own(check, path, line, unit, target):
         check.find(path, line, f'"{target}": nothing may include files outside {", ".join(UNITS)}')
     elif owner not in UNITS[unit][1]:
         check.find(path, line, f'{unit} may not include "{target}"; it may use: {", ".join(UNITS[unit][1])}')
+    elif shows_vendor(check, suffix := VENDOR_HEADER.search(target)) and not path.endswith(
+        (f"_{suffix.group(1)}.c", suffix.group())
+    ):
+        check.find(path, line, f'"{target}" shows headers of a vendor; include it from *_{suffix.group(1)}.c only')
     elif owner != unit and target.endswith("_impl.h"):
         check.find(path, line, f'"{target}" is private to {owner}')
 

@@ -40,6 +40,8 @@ int mc_add(int a, int b)
 }
 """
 
+NET_HEADER = HEADER.replace("ADD_H", "NET_MPI_H").replace("mc_add", "mc_net").replace("\n\n", "\n\n#include <mpi.h>\n\n", 1)
+
 LAYER = """/* Uses the floor. */
 #include "megac/base/add.h"
 
@@ -77,6 +79,7 @@ class Tree:
         for source in sorted(self.root.rglob("*.c")):
             output = source.with_suffix(".o")
             command = ["gcc", "-std=c11", "-fPIC", "-I", str(self.root), "-c", str(source), "-o", str(output)]
+            command[1:1] = MPI
             subprocess.run(command, check=True)
             entries.append({"directory": str(self.root), "file": str(source), "output": str(output)})
         self.write("build/compile_commands.json", json.dumps(entries))
@@ -97,6 +100,8 @@ def tree(tmp_path):
     made = Tree(tmp_path / "tree")
     made.write("megac/base/add.h", HEADER)
     made.write("megac/base/add.c", SOURCE)
+    made.write("megac/base/net_mpi.h", NET_HEADER)
+    made.write("megac/base/net_mpi.c", '#include "megac/base/net_mpi.h"\n')
     made.write("layers/twice.c", LAYER)
     made.write("launch/hello.sh", SCRIPT)
     made.write("tests/hello.py", '"""Says hello."""\n\n\ndef hello():\n    return "hello"\n')
@@ -106,6 +111,7 @@ def tree(tmp_path):
     return made
 
 
+MPI = subprocess.run(["pkg-config", "--cflags-only-I", "ompi-c"], capture_output=True, text=True).stdout.split()
 CHECKS = ["deps", "symbols", "headers", "size", "format", "idioms"]
 
 
@@ -143,6 +149,7 @@ FAULTS = [
     ("deps", "layers/gemm_mpi.c", "/* Gemm. */\n#include <dnnl.h>\n", "_dnnl.c"),
     ("deps", "layers/copy.c", "/* Copy. */\n#include <cuda_runtime_api.h>\n", "_cuda.c"),
     ("deps", "layers/wide.c", "/* Wide. */\n#include <immintrin.h>\n", "__x86_64__"),
+    ("deps", "megac/base/plain.c", '/* Plain. */\n#include "megac/base/net_mpi.h"\n', "shows headers of a vendor"),
     ("deps", "layers/odd.c", "/* Odd. */\n#include <curl/curl.h>\n", "nor a listed library"),
     ("deps", "extra/new.c", "/* New. */\n", "C files live in"),
     ("symbols", "megac/base/add.c", "\nint add_more(int a)\n{\n    return a;\n}\n", "exports add_more"),

@@ -1,6 +1,6 @@
-/* One step of the model on one rank, written out for an independent implementation to check: the same flags as `megac train`,
- * preceded by the output prefix. Writes PREFIX.params.safetensors and PREFIX.grads.safetensors under the parameters' names,
- * PREFIX.batch.safetensors with tokens and targets (B,T), and prints the mean loss. */
+/* One step of the model on one rank, written out for an independent implementation to check: the same flags as `megac
+ * train`, preceded by the output prefix. Writes PREFIX.params.safetensors and PREFIX.grads.safetensors under the
+ * parameters' names, PREFIX.batch.safetensors with tokens and targets (B,T), and prints the mean loss. */
 #include <stdio.h>
 #include <string.h>
 
@@ -24,7 +24,8 @@ static mc_status write_tensors(const char *prefix, const char *what, const named
     snprintf(path, sizeof path, "%s.%s.safetensors", prefix, what);
     MC_TRY(MC_NEW_N(&rows, n, "tensors"));
     for (int i = 0; i < n; i++) {
-        rows[i] = (mt_st_tensor){.name = all[i].name, .dtype = mt_st_dtype_of(all[i].t.dtype), .n_dims = all[i].t.n_dims};
+        rows[i] =
+            (mt_st_tensor){.name = all[i].name, .dtype = mt_st_dtype_of(all[i].t.dtype), .n_dims = all[i].t.n_dims};
         memcpy(rows[i].shape, all[i].t.dims, sizeof(int64_t) * (size_t)all[i].t.n_dims);
     }
     MC_TRY_GOTO(st, mt_st_writer_create(path, rows, n, NULL, 0, &w), undo_rows);

@@ -2,6 +2,8 @@
 #include <math.h>
 #include <stdbool.h>
 
+#include <cmocka.h>
+
 #include "megac/train/sampling.h"
 #include "tests/unit.h"
 
