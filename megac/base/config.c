@@ -96,8 +96,7 @@ const mc_option *mc_option_find(const mc_option_table *table, const char *flag)
             if (strcmp(word, flag) == 0) {
                 return row;
             }
-            if (row->kind == MC_OPTION_UNAVAILABLE && !by_pattern && strchr(word, '*') &&
-                fnmatch(word, flag, 0) == 0) {
+            if (row->kind == MC_OPTION_UNAVAILABLE && !by_pattern && strchr(word, '*') && fnmatch(word, flag, 0) == 0) {
                 by_pattern = row;
             }
         }

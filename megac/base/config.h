@@ -3,7 +3,8 @@
  *
  *   <folder>_options.def    rows, written once (option_fields.def says what a row holds)
  *        |            \
- *   fields of a struct   mc_option[]  --->  mc_config_defaults / _file / _args  --->  the struct, and who set each field
+ *   fields of a struct   mc_option[]  --->  mc_config_defaults / _file / _args  --->  the struct, and who set each
+ * field
  *
  * A later source wins: default, then file, then command line. The engine knows no option by name; what options mean
  * together is checked by their owner. */
@@ -53,15 +54,15 @@ typedef enum {
     MC_OPTION_INTS,    /* mc_int_list; values up to the next flag, blanks or commas between them */
     MC_OPTION_STRINGS, /* mc_string_list; values up to the next flag */
     /* Rows without a field. */
-    MC_OPTION_TITLE,      /* heading of the rows that follow, on the help page */
-    MC_OPTION_NO_EFFECT,  /* known, accepted, told once */
+    MC_OPTION_TITLE,       /* heading of the rows that follow, on the help page */
+    MC_OPTION_NO_EFFECT,   /* known, accepted, told once */
     MC_OPTION_UNAVAILABLE, /* known, refused with the reason */
-    MC_OPTION_OLD,        /* another spelling of other flags */
+    MC_OPTION_OLD,         /* another spelling of other flags */
 } mc_option_kind;
 
 enum {
-    MC_OPTION_LOCAL = 1 << 0, /* may differ between ranks and runs: not part of mc_config_text */
-    MC_OPTION_META = 1 << 1,  /* steers the reading itself (--help): command line only, never dumped */
+    MC_OPTION_LOCAL = 1 << 0,   /* may differ between ranks and runs: not part of mc_config_text */
+    MC_OPTION_META = 1 << 1,    /* steers the reading itself (--help): command line only, never dumped */
     MC_OPTION_DERIVED = 1 << 2, /* filled in by the owner when not given; the help text says how */
     MC_OPTION_SHAPE = 1 << 3,   /* describes what a checkpoint holds: mc_config_adopt takes it from there */
     MC_OPTION_HINT = 1 << 4,    /* mc_config_adopt takes it where nobody gave it */

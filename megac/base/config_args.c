@@ -89,8 +89,9 @@ static mc_status read_flag(reader *r)
     }
     if (n == 0) {
         bool dashed = r->at < r->n_args && strcmp(r->args[r->at], "--") != 0;
-        return MC_FAIL(MC_INVALID, "%s: needs a value%s%s%s", name, dashed ? "; one that begins with '-' is given as " : "",
-                       dashed ? name : "", dashed ? "=VALUE" : "");
+        return MC_FAIL(MC_INVALID, "%s: needs a value%s%s%s", name,
+                       dashed ? "; one that begins with '-' is given as " : "", dashed ? name : "",
+                       dashed ? "=VALUE" : "");
     }
     if (r->config->sources[mc_i_option_index(r->config->table, row)] == MC_FROM_ARGS) {
         MC_DEBUG("%s given again; the last one counts", name);

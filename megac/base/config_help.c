@@ -29,12 +29,15 @@ static void add_wrapped(mc_i_text *text, int column, const char *words)
 static void left_cell(const mc_option *row, char *out, size_t cap)
 {
     static const char *const values[] = {
-        [MC_OPTION_INT] = " INT",         [MC_OPTION_FLOAT] = " FLOAT",      [MC_OPTION_SWITCH] = "",
-        [MC_OPTION_OFF] = "",             [MC_OPTION_STRING] = " TEXT",      [MC_OPTION_CHOICE] = " WORD",
-        [MC_OPTION_INTS] = " INT...",     [MC_OPTION_STRINGS] = " TEXT...",
+        [MC_OPTION_INT] = " INT",     [MC_OPTION_FLOAT] = " FLOAT",     [MC_OPTION_SWITCH] = "",
+        [MC_OPTION_OFF] = "",         [MC_OPTION_STRING] = " TEXT",     [MC_OPTION_CHOICE] = " WORD",
+        [MC_OPTION_INTS] = " INT...", [MC_OPTION_STRINGS] = " TEXT...",
     };
-    static const char *const arities[] = {[MC_ARITY_NONE] = "", [MC_ARITY_ONE] = " VALUE", [MC_ARITY_MANY] = " VALUE..."};
-    const char *value = !mc_i_option_has_field(row) ? arities[row->arity] : row->flags[0] == '-' ? values[row->kind] : "";
+    static const char *const arities[] = {
+        [MC_ARITY_NONE] = "", [MC_ARITY_ONE] = " VALUE", [MC_ARITY_MANY] = " VALUE..."};
+    const char *value = !mc_i_option_has_field(row) ? arities[row->arity]
+                        : row->flags[0] == '-'      ? values[row->kind]
+                                                    : "";
     char word[MC_I_WORD_BYTES];
     const char *cursor = row->flags;
     size_t used = 0;

@@ -130,7 +130,8 @@ static mc_status parse_choice(mc_config *config, const mc_option *row, const cha
     cursor = unavailable ? unavailable : "";
     while (mc_i_next_word(&cursor, "|", word, sizeof word)) {
         if (strcmp(word, text) == 0) {
-            return MC_FAIL(MC_UNSUPPORTED, "%s %s: not available in this release; choose one of %s", where, text, words);
+            return MC_FAIL(MC_UNSUPPORTED, "%s %s: not available in this release; choose one of %s", where, text,
+                           words);
         }
     }
     return MC_FAIL(MC_INVALID, "%s \"%s\": unknown word; choose one of %s", where, text, words);
@@ -178,8 +179,7 @@ static mc_status parse_strings(mc_config *config, const char *where, int n, cons
 }
 
 /* A row that has a field gets its value. */
-static mc_status set_field(mc_config *config, const mc_option *row, const char *where, int n,
-                           const char *const *values)
+static mc_status set_field(mc_config *config, const mc_option *row, const char *where, int n, const char *const *values)
 {
     void *field = mc_i_config_field(config, row);
     bool on;

@@ -2,7 +2,6 @@
 #include <errno.h>
 #include <string.h>
 #include <strings.h>
-
 #include <yaml.h>
 
 #include "megac/base/alloc.h"
