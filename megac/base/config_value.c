@@ -147,6 +147,9 @@ static mc_status parse_ints(mc_config *config, const mc_option *row, const char 
             count++;
         }
     }
+    if (count == 0) {
+        return MC_FAIL(MC_INVALID, "%s: needs whole numbers; give for example 128 0", where);
+    }
     mc_int_list list = {.n = 0};
     MC_TRY(mc_config_alloc(config, (size_t)count * sizeof *list.v, (void **)&list.v));
     for (int i = 0; i < n; i++) {
