@@ -1,0 +1,103 @@
+/* The rows of every command. */
+#include "megac/train/options_impl.h"
+
+#define MC_OPTION_MEMBER(field) field
+#define ROWS(array)                                      \
+    {                                                    \
+        (array), (int)(sizeof(array) / sizeof(array)[0]) \
+    }
+
+#define MC_OPTION_STRUCT mt_options
+static const mc_option common_rows[] = {
+#include "datasets/ds_options.def"
+#include "megac/base/base_options.def"
+#include "megac/base/machine_options.def"
+#include "megac/base/option_end.def"
+#include "megac/base/option_rows.def"
+#include "megac/train/checkpoint_options.def"
+#include "megac/train/log_options.def"
+#include "megac/train/model_options.def"
+#include "megac/train/optim_options.def"
+#include "megac/train/train_options.def"
+#include "pipeline/pp_options.def"
+#include "tensor_parallel/tp_options.def"
+};
+
+static const mc_option megatron_rows[] = {
+#include "megac/base/option_end.def"
+#include "megac/base/option_rows.def"
+#include "megac/train/ignored_options.def"
+#include "megac/train/refused_options.def"
+#include "megac/train/renamed_options.def"
+};
+
+static const mc_option generate_rows[] = {
+#include "megac/base/option_end.def"
+#include "megac/base/option_rows.def"
+#include "megac/train/generate_options.def"
+};
+
+static const mc_option plan_rows[] = {
+#include "megac/base/option_end.def"
+#include "megac/base/option_rows.def"
+#include "megac/train/plan_options.def"
+};
+#undef MC_OPTION_STRUCT
+
+#define MC_OPTION_STRUCT mt_prepare_options
+static const mc_option prepare_rows[] = {
+#include "megac/base/base_options.def"
+#include "megac/base/option_end.def"
+#include "megac/base/option_rows.def"
+#include "megac/train/prepare_options.def"
+};
+#undef MC_OPTION_STRUCT
+
+#define MC_OPTION_STRUCT mt_inspect_options
+static const mc_option inspect_rows[] = {
+#include "megac/base/base_options.def"
+#include "megac/base/option_end.def"
+#include "megac/base/option_rows.def"
+#include "megac/train/inspect_options.def"
+};
+#undef MC_OPTION_STRUCT
+
+/* Flags keep Megatron-LM's names and meanings. Common rows come first, so that a file or checkpoint of one command is
+ * read by another. */
+static const mc_option_table model_tables[] = {
+    [MT_TRAIN] = {.usage = "megac train [FLAGS]",
+                  .summary = "Trains a GPT or Llama model on one rank or many.",
+                  .sets = {ROWS(common_rows), ROWS(megatron_rows)},
+                  .n_sets = 2},
+    [MT_EVAL] = {.usage = "megac eval --load DIR --data-path PREFIX [FLAGS]",
+                 .summary = "Loss and perplexity of a checkpoint on a dataset.",
+                 .sets = {ROWS(common_rows), ROWS(megatron_rows)},
+                 .n_sets = 2},
+    [MT_GENERATE] = {.usage = "megac generate --load DIR --prompt TEXT [FLAGS]",
+                     .summary = "Text from a checkpoint.",
+                     .sets = {ROWS(generate_rows), ROWS(common_rows), ROWS(megatron_rows)},
+                     .n_sets = 3},
+    [MT_PLAN] = {.usage = "megac plan [FLAGS of megac train]",
+                 .summary = "Exact memory of every rank, without a run.",
+                 .sets = {ROWS(plan_rows), ROWS(common_rows), ROWS(megatron_rows)},
+                 .n_sets = 3},
+};
+
+const mc_option_table mt_i_prepare_table = {
+    .usage = "megac prepare --input PATH... --output-prefix PREFIX [FLAGS]",
+    .summary = "Text or JSONL to a dataset.",
+    .sets = {ROWS(prepare_rows)},
+    .n_sets = 1,
+};
+
+const mc_option_table mt_i_inspect_table = {
+    .usage = "megac inspect FILE [FLAGS]",
+    .summary = "What is in a dataset or a checkpoint.",
+    .sets = {ROWS(inspect_rows)},
+    .n_sets = 1,
+};
+
+const mc_option_table *mt_options_table(mt_command command)
+{
+    return &model_tables[command];
+}
