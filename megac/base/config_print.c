@@ -140,7 +140,7 @@ mc_status mc_config_print(const mc_config *config, FILE *out)
             mc_i_text_add(&text, "# %s\n", row->help);
         } else if (mc_i_option_has_field(row) && !(row->bits & MC_OPTION_META)) {
             mc_option_flag(row, flag, sizeof flag);
-            mc_i_text_add(&text, "%s: ", flag + strspn(flag, "-"));
+            mc_i_text_add(&text, "%s: ", flag[0] == '-' ? flag + strspn(flag, "-") : row->field);
             mc_i_text_add(&text, "%s\n", add_value(&text, config, row, true) ? "" : "null");
         }
     }

@@ -231,10 +231,11 @@ static mc_status set_old(mc_config *config, const mc_option *row, const char *wh
         values = &word;
     }
     snprintf(place, sizeof place, "%s (now %s)", where, row->check);
+    MC_TRY(mc_config_set(config, to, place, n, values, source));
     if (mc_i_option_has_field(to)) {
         MC_INFO("%s: old spelling, taken as %s%s%s", where, row->check, row->help[0] ? "; " : "", row->help);
     }
-    return mc_config_set(config, to, place, n, values, source);
+    return MC_OK;
 }
 
 static mc_status set_unavailable(const mc_option *row, const char *where, int n, const char *const *values)

@@ -21,37 +21,43 @@ typedef enum { MT_TRAIN, MT_EVAL, MT_GENERATE, MT_PLAN } mt_command;
 /* Options of the commands that build a model; the last two groups are read by one command each. Strings and lists live
  * as long as the struct. Not given: mc_given_int, mc_given_float, NULL, n == 0. */
 typedef struct mt_options {
-#include "datasets/ds_options.def"
+/* clang-format off */
+#include "megac/base/option_fields.def"
 #include "megac/base/base_options.def"
 #include "megac/base/machine_options.def"
-#include "megac/base/option_end.def"
-#include "megac/base/option_fields.def"
-#include "megac/train/checkpoint_options.def"
-#include "megac/train/generate_options.def"
-#include "megac/train/log_options.def"
-#include "megac/train/model_options.def"
-#include "megac/train/optim_options.def"
-#include "megac/train/plan_options.def"
-#include "megac/train/train_options.def"
-#include "pipeline/pp_options.def"
 #include "tensor_parallel/tp_options.def"
+#include "pipeline/pp_options.def"
+#include "datasets/ds_options.def"
+#include "megac/train/model_options.def"
+#include "megac/train/train_options.def"
+#include "megac/train/optim_options.def"
+#include "megac/train/checkpoint_options.def"
+#include "megac/train/log_options.def"
+#include "megac/train/generate_options.def"
+#include "megac/train/plan_options.def"
+#include "megac/base/option_end.def"
+    /* clang-format on */
     mt_command command;
     mc_config config_; /* rows, sources, memory */
 } mt_options;
 
 typedef struct mt_prepare_options {
-#include "megac/base/base_options.def"
-#include "megac/base/option_end.def"
+/* clang-format off */
 #include "megac/base/option_fields.def"
+#include "megac/base/base_options.def"
 #include "megac/train/prepare_options.def"
+#include "megac/base/option_end.def"
+    /* clang-format on */
     mc_config config_;
 } mt_prepare_options;
 
 typedef struct mt_inspect_options {
-#include "megac/base/base_options.def"
-#include "megac/base/option_end.def"
+/* clang-format off */
 #include "megac/base/option_fields.def"
+#include "megac/base/base_options.def"
 #include "megac/train/inspect_options.def"
+#include "megac/base/option_end.def"
+    /* clang-format on */
     mc_config config_;
 } mt_inspect_options;
 

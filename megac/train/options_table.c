@@ -7,60 +7,63 @@
         (array), (int)(sizeof(array) / sizeof(array)[0]) \
     }
 
+/* The order of the includes counts. */
+/* clang-format off */
 #define MC_OPTION_STRUCT mt_options
 static const mc_option common_rows[] = {
-#include "datasets/ds_options.def"
+#include "megac/base/option_rows.def"
 #include "megac/base/base_options.def"
 #include "megac/base/machine_options.def"
-#include "megac/base/option_end.def"
-#include "megac/base/option_rows.def"
-#include "megac/train/checkpoint_options.def"
-#include "megac/train/log_options.def"
+#include "tensor_parallel/tp_options.def"
+#include "pipeline/pp_options.def"
+#include "megac/train/train_options.def"
 #include "megac/train/model_options.def"
 #include "megac/train/optim_options.def"
-#include "megac/train/train_options.def"
-#include "pipeline/pp_options.def"
-#include "tensor_parallel/tp_options.def"
+#include "datasets/ds_options.def"
+#include "megac/train/checkpoint_options.def"
+#include "megac/train/log_options.def"
+#include "megac/base/option_end.def"
 };
 
 static const mc_option megatron_rows[] = {
-#include "megac/base/option_end.def"
 #include "megac/base/option_rows.def"
+#include "megac/train/renamed_options.def"
 #include "megac/train/ignored_options.def"
 #include "megac/train/refused_options.def"
-#include "megac/train/renamed_options.def"
+#include "megac/base/option_end.def"
 };
 
 static const mc_option generate_rows[] = {
-#include "megac/base/option_end.def"
 #include "megac/base/option_rows.def"
 #include "megac/train/generate_options.def"
+#include "megac/base/option_end.def"
 };
 
 static const mc_option plan_rows[] = {
-#include "megac/base/option_end.def"
 #include "megac/base/option_rows.def"
 #include "megac/train/plan_options.def"
+#include "megac/base/option_end.def"
 };
 #undef MC_OPTION_STRUCT
 
 #define MC_OPTION_STRUCT mt_prepare_options
 static const mc_option prepare_rows[] = {
-#include "megac/base/base_options.def"
-#include "megac/base/option_end.def"
 #include "megac/base/option_rows.def"
+#include "megac/base/base_options.def"
 #include "megac/train/prepare_options.def"
+#include "megac/base/option_end.def"
 };
 #undef MC_OPTION_STRUCT
 
 #define MC_OPTION_STRUCT mt_inspect_options
 static const mc_option inspect_rows[] = {
-#include "megac/base/base_options.def"
-#include "megac/base/option_end.def"
 #include "megac/base/option_rows.def"
+#include "megac/base/base_options.def"
 #include "megac/train/inspect_options.def"
+#include "megac/base/option_end.def"
 };
 #undef MC_OPTION_STRUCT
+/* clang-format on */
 
 /* Flags keep Megatron-LM's names and meanings. Common rows come first, so that a file or checkpoint of one command is
  * read by another. */
