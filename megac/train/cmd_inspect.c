@@ -11,10 +11,13 @@ mc_status mt_cmd_inspect(const mc_job *job, int argc, char **argv)
     bool done;
     (void)job;
     MC_TRY(mt_inspect_options_parse(argc, argv, &o, &done));
-    mc_status st = MC_OK;
-    if (!done && mt_checkpoint_is(o->file)) {
+    if (done) {
+        return MC_OK;
+    }
+    mc_status st;
+    if (mt_checkpoint_is(o->file)) {
         st = mt_checkpoint_inspect(o->file, o->verify, o->json, stdout);
-    } else if (!done) {
+    } else {
         st = ds_inspect(o->file, o->verify, o->json, (int)o->tokens, stdout);
     }
     mt_inspect_options_free(o);

@@ -114,8 +114,11 @@ mc_status mt_cmd_plan(const mc_job *job, int argc, char **argv)
     bool done;
     (void)job;
     MC_TRY(mt_options_parse(MT_PLAN, argc, argv, &o, &done));
-    mc_status st = done ? MC_OK : mt_options_finish(o, 0);
-    if (st == MC_OK && !done) {
+    if (done) {
+        return MC_OK;
+    }
+    mc_status st = mt_options_finish(o, 0);
+    if (st == MC_OK) {
         st = plan(o);
     }
     mt_options_free(o);

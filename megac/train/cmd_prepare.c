@@ -44,7 +44,10 @@ mc_status mt_cmd_prepare(const mc_job *job, int argc, char **argv)
     bool done;
     (void)job;
     MC_TRY(mt_prepare_options_parse(argc, argv, &o, &done));
-    mc_status st = done ? MC_OK : prepare(o);
+    if (done) {
+        return MC_OK;
+    }
+    mc_status st = prepare(o);
     mt_prepare_options_free(o);
     return st;
 }

@@ -1,6 +1,7 @@
 /* What commands that run on ranks begin and end with. */
 #include "megac/base/alloc.h"
 #include "megac/base/log.h"
+#include "megac/train/checkpoint.h"
 #include "megac/train/commands.h"
 
 static mc_status compare(const mt_session *s)
@@ -12,6 +13,19 @@ static mc_status compare(const mt_session *s)
     return st;
 }
 
+/* The model's shape from the checkpoint, where the command wants it from there. */
+static mc_status adopt(mt_options *o)
+{
+    mt_checkpoint *ckpt;
+    if (!mt_options_need_checkpoint(o)) {
+        return MC_OK;
+    }
+    MC_TRY(mt_checkpoint_open(o->load, mc_given_int(o->ckpt_step) ? o->ckpt_step : -1, &ckpt));
+    mc_status st = mt_options_adopt(o, o->load, mt_checkpoint_state(ckpt)->config);
+    mt_checkpoint_close(ckpt);
+    return st;
+}
+
 mc_status mt_session_open(mt_session *s, mt_command command, const mc_job *job, int argc, char **argv)
 {
     *s = (mt_session){0};
@@ -20,6 +34,7 @@ mc_status mt_session_open(mt_session *s, mt_command command, const mc_job *job, 
     if (s->done) {
         return MC_OK;
     }
+    MC_TRY_GOTO(st, adopt(s->o), undo_session);
     MC_TRY_GOTO(st, mt_options_finish(s->o, job->size), undo_session);
     MC_TRY_GOTO(st, mc_world_open(job, s->o->comm, 60.0 * (double)s->o->distributed_timeout_minutes, &s->world),
                 undo_session);

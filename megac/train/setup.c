@@ -30,17 +30,7 @@ static mc_status set_layers(mt_setup *s)
 
 static mc_status set_batch(mt_setup *s)
 {
-    const mt_options *o = s->o;
-    int dp = s->grid.size[MC_AXIS_DP];
-    mt_batch_config c = {
-        .global_batch = o->step_batch_size_schedule ? 0 : o->global_batch_size,
-        .micro_batch = o->micro_batch_size,
-        .data_parallel = dp,
-        .rampup = o->rampup_batch_size.n > 0 ? o->rampup_batch_size.v : NULL,
-        .step_schedule = o->step_batch_size_schedule,
-        .seq_length = o->seq_length,
-        .decrease_if_needed = o->decrease_batch_size_if_needed,
-    };
+    mt_batch_config c = mt_options_batch(s->o);
     MC_TRY(mt_batch_init(&s->batch, &c));
     s->max_micro = mt_setup_micros(s, mt_batch_max(&s->batch));
     return MC_OK;
@@ -157,39 +147,9 @@ mt_memory_request mt_setup_memory(const mt_setup *s, int rank)
     };
 }
 
-/* An int that nobody gave is negative for mt_lr_init. */
-static int64_t given(int64_t v)
-{
-    return mc_given_int(v) ? v : -1;
-}
-
 mc_status mt_setup_lr(const mt_setup *s, mt_lr_config *lr_out)
 {
-    const mt_options *o = s->o;
-    bool by_samples = mc_given_int(o->train_samples);
-    mt_lr_flags flags = {
-        .lr = o->lr,
-        .min_lr = o->min_lr,
-        .lr_warmup_init = o->lr_warmup_init,
-        .decoupled_lr = o->decoupled_lr,
-        .decoupled_min_lr = o->decoupled_min_lr,
-        .weight_decay = o->weight_decay,
-        .start_weight_decay = o->start_weight_decay,
-        .end_weight_decay = o->end_weight_decay,
-        .lr_warmup_fraction = o->lr_warmup_fraction,
-        .train_iters = given(o->train_iters),
-        .lr_decay_iters = by_samples ? -1 : given(o->lr_decay_iters),
-        .lr_warmup_iters = by_samples ? -1 : given(o->lr_warmup_iters),
-        .lr_wsd_decay_iters = given(o->lr_wsd_decay_iters),
-        .train_samples = given(o->train_samples),
-        .lr_decay_samples = by_samples ? given(o->lr_decay_samples) : -1,
-        .lr_warmup_samples = by_samples ? given(o->lr_warmup_samples) : -1,
-        .lr_wsd_decay_samples = given(o->lr_wsd_decay_samples),
-        .global_batch = mt_batch_max(&s->batch),
-        .lr_decay_style = o->lr_decay_style,
-        .lr_wsd_decay_style = o->lr_wsd_decay_style,
-        .weight_decay_incr_style = o->weight_decay_incr_style,
-    };
+    mt_lr_flags flags = mt_options_lr(s->o, mt_batch_max(&s->batch));
     return mt_lr_init(lr_out, &flags);
 }
 
