@@ -6,7 +6,7 @@ set -euo pipefail
 usage() {
     cat <<'EOT'
 usage: launch/quickstart.sh [--text FILE] [--iters N] [--out DIR] [--build-dir DIR] [--no-install] [--dry-run]
-  --text FILE      text to learn (blank lines part documents); default: the King James Bible of the package bible-kjv-text
+  --text FILE      text to learn (blank lines part documents); default: the King James Bible (bible-kjv-text)
   --iters N        training steps (default 400: about two minutes on two cores)
   --out DIR        where the dataset, the checkpoint and the metrics go (default BUILD/quickstart); an earlier
                    quickstart's files there are replaced
@@ -144,7 +144,8 @@ run mpirun --bind-to none -n 4 "$megac" train \
     --save "$out/checkpoint" --save-interval "$iters" --metrics-file "$out/metrics.jsonl" --num-threads 1
 
 step "5/6 evaluation, on one rank"
-run "$megac" eval --load "$out/checkpoint" --data-path "$out/text" --split 980,10,10 --micro-batch-size 4 --eval-iters 50
+run "$megac" eval --load "$out/checkpoint" --data-path "$out/text" --split 980,10,10 --micro-batch-size 4 \
+    --eval-iters 50
 
 step "6/6 text from the model"
 run "$megac" generate --load "$out/checkpoint" --prompt "In the beginning" --max-new-tokens 300 --temperature 0.8
