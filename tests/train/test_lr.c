@@ -1,8 +1,8 @@
 /* Learning rate and weight decay against closed forms, in samples and in iterations. */
 #include <math.h>
 
-#include <cmocka.h>
 
+#include "tests/unit.h"
 #include "megac/train/lr.h"
 #include "tests/unit.h"
 

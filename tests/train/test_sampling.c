@@ -2,8 +2,8 @@
 #include <math.h>
 #include <stdbool.h>
 
-#include <cmocka.h>
 
+#include "tests/unit.h"
 #include "megac/train/sampling.h"
 #include "tests/unit.h"
 
