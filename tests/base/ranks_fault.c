@@ -115,8 +115,8 @@ static const struct {
     double deadline_s;
     fault_fn run; /* NULL: opening is the fault */
 } faults[] = {
-    {"never-comes", 1, never_comes},
-    {"nobody-sends", 1, nobody_sends},
+    {"never-comes", 4, never_comes},
+    {"nobody-sends", 4, nobody_sends},
     {"dies", 20, dies},
     {"other-size", 20, other_size},
     {"other-operation", 20, other_operation},

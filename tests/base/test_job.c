@@ -1,4 +1,5 @@
 /* The launchers' variables, right and wrong. */
+#include "megac/base/alloc.h"
 #include "megac/base/world.h"
 #include "tests/unit.h"
 
@@ -143,12 +144,41 @@ static void test_world_of_one(void **state)
     assert_non_null(strstr(said, "use --comm mpi"));
 }
 
+/* Allocation n fails for n = 1, 2, ...: a status each time, and nothing stays behind. */
+static void test_out_of_memory(void **state)
+{
+    (void)state;
+    mc_job job = {.size = 1, .local_size = 1, .launcher = "none"};
+    size_t live = mc_alloc_get_stats().live_blocks;
+    bool succeeded = false;
+    size_t n = 1;
+    for (; !succeeded && n < 100; n++) {
+        mc_world *w = NULL;
+        void *p;
+        char said[2048];
+        mc_status st;
+        mc_alloc_fail_at(n);
+        UNIT_CAPTURE(said, {
+            st = mc_world_open(&job, NULL, 1, &w);
+            st = st == MC_OK ? mc_world_map(w, 100, "buffers", &p) : st;
+            st = st == MC_OK ? mc_world_agree(w, "--seed 1\n") : st;
+        });
+        mc_alloc_fail_at(0);
+        mc_world_close(w, false, 0);
+        succeeded = st == MC_OK;
+        assert_true(succeeded || st == MC_NOMEM);
+        assert_int_equal(mc_alloc_get_stats().live_blocks, live);
+    }
+    assert_true(succeeded && n > 5);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_right),
         cmocka_unit_test(test_wrong),
         cmocka_unit_test(test_world_of_one),
+        cmocka_unit_test(test_out_of_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
