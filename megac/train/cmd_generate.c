@@ -93,8 +93,11 @@ static mc_status continue_all(writer *w)
     size_t bytes;
     MC_TRY(mc_file_read_all(w->o->prompts, MAX_PROMPTS_BYTES, "prompts", &w->prompts, &bytes));
     uint64_t number = 0;
-    for (char *line = strtok(w->prompts, "\n"); line; line = strtok(NULL, "\n")) {
-        MC_TRY(continue_prompt(w, line, number++));
+    char *rest = w->prompts;
+    for (char *line; (line = strsep(&rest, "\n")) != NULL;) {
+        if (*line) {
+            MC_TRY(continue_prompt(w, line, number++));
+        }
     }
     return MC_OK;
 }
@@ -109,6 +112,7 @@ static mc_status generate(writer *w)
                        w->tokenizer->vocab_size, (long long)w->e->setup.model.vocab);
     }
     MC_TRY(mt_engine_load(w->e, w->o->load, step));
+    mt_session_started();
     return continue_all(w);
 }
 

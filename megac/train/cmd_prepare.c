@@ -9,12 +9,13 @@
 
 static mc_status prepare(const mt_prepare_options *o)
 {
+    bool keys_given = mc_config_source(&o->config_, &o->json_keys) != MC_FROM_DEFAULT;
     ds_prepare_config c = {
         .inputs = o->input.v,
         .n_inputs = o->input.n,
         .output_prefix = o->output_prefix,
         .json_keys = o->json_keys.v,
-        .n_json_keys = o->json_keys.n,
+        .n_json_keys = keys_given ? o->json_keys.n : 0, /* 0: "text" where the input is JSON lines */
         .tokenizer_type = o->tokenizer_type,
         .tokenizer_model = o->tokenizer_model,
         .append_eod = o->append_eod,

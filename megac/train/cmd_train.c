@@ -110,6 +110,7 @@ static mc_status train(mt_run *run, mt_end *end_out)
     MC_TRY(open_metrics(run));
     say_hello(run);
     MC_TRY(load(run));
+    mt_session_started();
     if (o->skip_train) {
         double loss, tokens;
         *end_out = MT_FINISHED;

@@ -2,7 +2,6 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
-#include <time.h>
 
 #include "megac/base/log.h"
 #include "megac/train/commands.h"
@@ -53,7 +52,7 @@ static mc_status dispatch(const mc_job *job, int argc, char **argv)
 
 int main(int argc, char **argv)
 {
-    mc_job job;
+    mc_job job = {0};
     signal(SIGPIPE, SIG_IGN); /* a closed pipe is a write error that is reported, not a death */
     mc_status st = mc_job_from_env(&job);
     if (st == MC_OK) {
@@ -64,10 +63,8 @@ int main(int argc, char **argv)
     if (st == MC_OK && (fflush(stdout) != 0 || ferror(stdout))) {
         st = MC_FAIL(MC_IO, "standard output could not be written");
     }
-    if (st != MC_OK && job.size > 1 && job.rank > 0) {
-        /* Rank 0 most likely says the same: give it the time to be the only one heard. */
-        nanosleep(&(struct timespec){.tv_nsec = 300 * 1000 * 1000}, NULL);
-        mc_log_flush_held();
+    if (st != MC_OK) {
+        mt_let_rank_0_speak(job.rank);
     }
     return mc_status_exit(st);
 }

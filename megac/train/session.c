@@ -1,4 +1,6 @@
 /* What commands that run on ranks begin and end with. */
+#include <time.h>
+
 #include "megac/base/alloc.h"
 #include "megac/base/log.h"
 #include "megac/train/checkpoint.h"
@@ -39,16 +41,31 @@ mc_status mt_session_open(mt_session *s, mt_command command, const mc_job *job, 
     MC_TRY_GOTO(st, mc_world_open(job, s->o->comm, 60.0 * (double)s->o->distributed_timeout_minutes, &s->world),
                 undo_session);
     MC_TRY_GOTO(st, compare(s), undo_session);
-    mc_log_flush_held();
-    mc_log_hold(false);
     return MC_OK;
 undo_session:
     mt_session_close(s, st);
     return st;
 }
 
+void mt_session_started(void)
+{
+    mc_log_flush_held();
+    mc_log_hold(false);
+}
+
+void mt_let_rank_0_speak(int rank)
+{
+    if (rank > 0) {
+        nanosleep(&(struct timespec){.tv_nsec = 300 * 1000 * 1000}, NULL);
+        mc_log_flush_held();
+    }
+}
+
 void mt_session_close(mt_session *s, mc_status st)
 {
+    if (s->world && st != MC_OK && st != MC_STOPPED) {
+        mt_let_rank_0_speak(mc_world_job(s->world)->rank); /* ending the job ends the others' messages */
+    }
     if (s->world) {
         mc_world_close(s->world, st != MC_OK && st != MC_STOPPED, mc_status_exit(st));
     }
