@@ -2,6 +2,7 @@
 #ifndef TESTS_TRAIN_OPTIONS_RUN_H
 #define TESTS_TRAIN_OPTIONS_RUN_H
 
+#include "megac/base/alloc.h"
 #include "megac/train/options.h"
 #include "tests/unit.h"
 
@@ -50,6 +51,24 @@ static inline mc_status run_options(mt_command command, int world, const char *l
     }
     unit_capture_end(saved, said, RUN_SAID_BYTES);
     return st;
+}
+
+/* Options of a command line that is right; anything else fails the test. */
+static inline mt_options *good(mt_command command, int world, const char *line, char *said)
+{
+    mt_options *o = NULL;
+    mc_status st = run_options(command, world, line, said, &o);
+    if (st != MC_OK) {
+        fail_msg("%s\n%s", line, said);
+    }
+    return o;
+}
+
+/* Teardown: every block was freed. */
+static inline int nothing_leaked(void **state)
+{
+    (void)state;
+    return (int)mc_alloc_report_leaks();
 }
 
 #endif
