@@ -91,9 +91,8 @@ static void say_hello(const mt_run *run)
     fflush(stdout);
 }
 
-static mc_status train(mt_run *run, mt_end *end_out)
+static mc_status train(mt_run *run, mt_options *o, mt_end *end_out)
 {
-    const mt_options *o = run->o;
     bool evaluates = o->eval_iters > 0 && (mc_given_int(o->eval_interval) || o->skip_train);
     MC_TRY(mt_source_open(o, DS_TRAIN, false, &run->train.source));
     if (!run->train.source) {
@@ -101,6 +100,7 @@ static mc_status train(mt_run *run, mt_end *end_out)
                        "no training data: give --data-path PREFIX (made by `megac prepare`) or --mock-data");
     }
     MC_TRY(mt_engine_create(o, MT_FOR_TRAINING, run->world, run->train.source, &run->e));
+    o->vocab_size = run->e->setup.model.vocab; /* a checkpoint's configuration states it, whoever said it here */
     MC_TRY(mt_setup_lr(&run->e->setup, &run->lr));
     MC_TRY(open_feed(run, &run->train));
     if (evaluates) {
@@ -131,7 +131,7 @@ mc_status mt_cmd_train(const mc_job *job, int argc, char **argv)
     }
     run.o = session.o;
     run.world = session.world;
-    mc_status st = train(&run, &end);
+    mc_status st = train(&run, session.o, &end);
     MC_KEEP_FIRST(st, mt_metrics_close(&run.metrics));
     close_feed(&run.train);
     close_feed(&run.valid);

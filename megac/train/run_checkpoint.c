@@ -34,7 +34,13 @@ static mc_status list_items(const mt_engine *e, bool with_optimizer, mt_ckpt_ite
     MC_TRY(MC_NEW_N(&items, n_kinds * p->n_rows, "checkpoint items"));
     for (int k = 0; k < n_kinds; k++) {
         for (int i = 0; i < p->n_rows; i++) {
-            items[n++] = (mt_ckpt_item){prefixes[k], &p->rows[i], mt_params_view(p, i, slabs[k])};
+            bool vocabulary = i == p->outer[MT_WORD_EMBEDDINGS] || i == p->outer[MT_OUTPUT_WEIGHT];
+            items[n++] = (mt_ckpt_item){
+                .prefix = prefixes[k],
+                .param = &p->rows[i],
+                .local = mt_params_view(p, i, slabs[k]),
+                .valid_rows = vocabulary ? e->setup.model.vocab : 0,
+            };
         }
     }
     *items_out = items;
