@@ -48,7 +48,7 @@ static void gemm_body(lt_run *run, const void *arg)
                 sum += product;
                 size += fabs(product);
             }
-            /* Chains of at most 256 terms: the error is below 2^-24 times 256 times the sum of magnitudes; random
+            /* Chains of at most 384 terms: the error is below 2^-24 times 384 times the sum of magnitudes; random
              * signs leave far less. */
             lt_close("c", i * g->n + j, c[i * ldc + j], sum, 2e-6, size);
         }
