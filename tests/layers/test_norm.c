@@ -356,86 +356,106 @@ static void test_norm_bwd_without_norm(void **state)
 }
 
 /* Heads inside a wider row, as queries lie in a fused QKV buffer. */
-static void head_body(lt_run *run, const void *arg)
+enum { HEAD_R = 5, HEAD_G = 2, HEAD_J = 3, HEADS = HEAD_R * HEAD_G * HEAD_J, HEAD_EXTRA = 2 };
+
+typedef struct head_buffers {
+    float *gamma, *beta, *stats, *dout0, *dgamma, *dgamma0, *dbeta, *dbeta0;
+    mc_tensor x, out, dx;
+} head_buffers;
+
+/* Element (head i, 0) of a view. */
+static const float *head_of(mc_tensor t, int64_t i)
 {
-    enum { R = 5, G = 2, J = 3, EXTRA = 2 };
-    const norm_case *t = arg;
-    int64_t cols = t->cols, row = G * (J + EXTRA) * cols, heads = R * G * J;
-    float *x = lt_rand(R * row, 1, -2.0f, 2.0f), *x0 = lt_copy(x, R * row), *gamma = lt_rand(cols, 2, 0.5f, 1.5f);
-    float *beta = lt_rand(cols, 3, -1.0f, 1.0f), *out = lt_f32(heads * cols), *stats = lt_f32(2 * heads);
-    float *dout = lt_rand(heads * cols, 4, -1.0f, 1.0f), *dout0 = lt_copy(dout, heads * cols), *dx = lt_f32(R * row);
-    float *dgamma = lt_rand(cols, 5, -1.0f, 1.0f), *dgamma0 = lt_copy(dgamma, cols);
-    float *dbeta = lt_rand(cols, 6, -1.0f, 1.0f), *dbeta0 = lt_copy(dbeta, cols);
-    mc_tensor xv = {.data = x,
-                    .dtype = MC_F32,
-                    .n_dims = 4,
-                    .dims = {R, G, J, cols},
-                    .strides = {row, (J + EXTRA) * cols, cols, 1}};
-    mc_tensor ov = {.data = out,
-                    .dtype = MC_F32,
-                    .n_dims = 4,
-                    .dims = {R, G, J, cols},
-                    .strides = {G * J * cols, J * cols, cols, 1}};
-    ly_head_norm_fwd fwd = {.kind = t->kind,
-                            .one_plus_gamma = t->one_plus,
-                            .eps = EPS,
-                            .x = xv,
-                            .out = ov,
-                            .gamma = lt_1d(gamma, cols),
-                            .beta = lt_1d(beta, cols),
-                            .stats = lt_2d(stats, heads, 2)};
-    assert_int_equal(run->cx.ops->head_norm_fwd(&run->cx, &fwd), MC_OK);
-    mc_tensor dv = ov, dxv = xv;
-    dv.data = dout;
-    dxv.data = dx;
-    if (t->in_place) {
-        dxv = dv;
-    }
-    ly_head_norm_bwd bwd = {.kind = t->kind,
-                            .one_plus_gamma = t->one_plus,
-                            .dout = dv,
-                            .x = xv,
-                            .dx = dxv,
-                            .gamma = lt_1d(gamma, cols),
-                            .stats = lt_2d(stats, heads, 2),
-                            .dgamma = lt_1d(dgamma, cols),
-                            .dbeta = lt_1d(dbeta, cols)};
-    assert_int_equal(run->cx.ops->head_norm_bwd(&run->cx, &bwd), MC_OK);
-    assert_memory_equal(x, x0, (size_t)(R * row) * 4);
-    lt_output(run, out, heads * cols * 4);
-    lt_output(run, dxv.data, R * row * 4 < heads * cols * 4 ? R * row * 4 : heads * cols * 4);
-    lt_output(run, dgamma, cols * 4);
+    int64_t r = i / (HEAD_G * HEAD_J), g = i / HEAD_J % HEAD_G, j = i % HEAD_J;
+    return (const float *)t.data + r * t.strides[0] + g * t.strides[1] + j * t.strides[2];
+}
+
+static mc_tensor heads_view(float *data, int64_t cols, int64_t extra)
+{
+    int64_t group = (HEAD_J + extra) * cols;
+    return (mc_tensor){.data = data,
+                       .dtype = MC_F32,
+                       .n_dims = 4,
+                       .dims = {HEAD_R, HEAD_G, HEAD_J, cols},
+                       .strides = {HEAD_G * group, group, cols, 1}};
+}
+
+/* dx, out against the double reference and its central differences, and the sums of the parameters' gradients. */
+static void check_heads(const norm_case *t, const head_buffers *b)
+{
+    int64_t cols = t->cols;
     double *hd = malloc(sizeof(double) * (size_t)cols), *od = malloc(sizeof(double) * (size_t)cols);
     double *dg = calloc((size_t)cols, sizeof *dg), *db = calloc((size_t)cols, sizeof *db), mean, rstd;
-    for (int64_t i = 0; i < heads; i++) {
-        int64_t r = i / (G * J), g = i / J % G, j = i % J;
-        const float *xi = x + r * row + (g * (J + EXTRA) + j) * cols, *di = dout0 + i * cols;
-        const float *dxi = (float *)dxv.data + r * dxv.strides[0] + g * dxv.strides[1] + j * dxv.strides[2];
+    for (int64_t i = 0; i < HEADS; i++) {
+        const float *x = head_of(b->x, i), *dout = b->dout0 + i * cols, *dx = head_of(b->dx, i);
         for (int64_t c = 0; c < cols; c++) {
-            hd[c] = (double)xi[c];
+            hd[c] = (double)x[c];
         }
-        ref_norm(t, hd, gamma, beta, od, &mean, &rstd);
-        lt_close_n("out", out + i * cols, od, cols, 2e-6, 10.0);
+        ref_norm(t, hd, b->gamma, b->beta, od, &mean, &rstd);
+        lt_close_n("out", head_of(b->out, i), od, cols, 2e-6, 10.0);
         for (int64_t c = 0; c < cols; c++) {
             double keep = hd[c];
             hd[c] = keep + 1e-5;
-            double up = ref_objective(t, hd, di, gamma);
+            double up = ref_objective(t, hd, dout, b->gamma);
             hd[c] = keep - 1e-5;
-            double want = (up - ref_objective(t, hd, di, gamma)) / 2e-5;
+            double want = (up - ref_objective(t, hd, dout, b->gamma)) / 2e-5;
             hd[c] = keep;
-            lt_close("dx", i * cols + c, dxi[c], want, 5e-6, 1.0 + 3.0 * rstd);
-            dg[c] += (double)di[c] * (keep - mean) * rstd;
-            db[c] += (double)di[c];
+            lt_close("dx", i * cols + c, dx[c], want, 5e-6, 1.0 + 3.0 * rstd);
+            dg[c] += (double)dout[c] * (keep - mean) * rstd;
+            db[c] += (double)dout[c];
         }
     }
     for (int64_t c = 0; c < cols; c++) {
-        lt_close("dgamma", c, dgamma[c], (double)dgamma0[c] + dg[c], 1e-6, 4.0 * (double)heads);
-        lt_close("dbeta", c, dbeta[c], (double)dbeta0[c] + db[c], 1e-6, (double)heads);
+        lt_close("dgamma", c, b->dgamma[c], (double)b->dgamma0[c] + dg[c], 1e-6, 4.0 * HEADS);
+        lt_close("dbeta", c, b->dbeta[c], (double)b->dbeta0[c] + db[c], 1e-6, HEADS);
     }
     free(hd);
     free(od);
     free(dg);
     free(db);
+}
+
+static void head_body(lt_run *run, const void *arg)
+{
+    const norm_case *t = arg;
+    int64_t cols = t->cols, wide = HEAD_R * HEAD_G * (HEAD_J + HEAD_EXTRA) * cols, n = HEADS * cols;
+    float *x = lt_rand(wide, 1, -2.0f, 2.0f), *x0 = lt_copy(x, wide), *dout = lt_rand(n, 4, -1.0f, 1.0f);
+    head_buffers b = {.gamma = lt_rand(cols, 2, 0.5f, 1.5f),
+                      .beta = lt_rand(cols, 3, -1.0f, 1.0f),
+                      .stats = lt_f32(2 * HEADS),
+                      .dout0 = lt_copy(dout, n),
+                      .dgamma = lt_rand(cols, 5, -1.0f, 1.0f),
+                      .dbeta = lt_rand(cols, 6, -1.0f, 1.0f),
+                      .x = heads_view(x, cols, HEAD_EXTRA),
+                      .out = heads_view(lt_f32(n), cols, 0)};
+    b.dgamma0 = lt_copy(b.dgamma, cols);
+    b.dbeta0 = lt_copy(b.dbeta, cols);
+    b.dx = t->in_place ? heads_view(dout, cols, 0) : heads_view(lt_f32(wide), cols, HEAD_EXTRA);
+    mc_tensor stats = lt_2d(b.stats, HEADS, 2), gamma = lt_1d(b.gamma, cols);
+    ly_head_norm_fwd fwd = {.kind = t->kind,
+                            .one_plus_gamma = t->one_plus,
+                            .eps = EPS,
+                            .x = b.x,
+                            .out = b.out,
+                            .gamma = gamma,
+                            .beta = lt_1d(b.beta, cols),
+                            .stats = stats};
+    assert_int_equal(run->cx.ops->head_norm_fwd(&run->cx, &fwd), MC_OK);
+    ly_head_norm_bwd bwd = {.kind = t->kind,
+                            .one_plus_gamma = t->one_plus,
+                            .dout = heads_view(dout, cols, 0),
+                            .x = b.x,
+                            .dx = b.dx,
+                            .gamma = gamma,
+                            .stats = stats,
+                            .dgamma = lt_1d(b.dgamma, cols),
+                            .dbeta = lt_1d(b.dbeta, cols)};
+    assert_int_equal(run->cx.ops->head_norm_bwd(&run->cx, &bwd), MC_OK);
+    assert_memory_equal(x, x0, (size_t)wide * 4);
+    lt_output(run, b.out.data, n * 4);
+    lt_output(run, b.dx.data, (t->in_place ? n : wide) * 4);
+    lt_output(run, b.dgamma, cols * 4);
+    check_heads(t, &b);
 }
 
 static void test_head_norm(void **state)
