@@ -9,6 +9,10 @@
 #include "layers/cpu/attention_tile.h"
 #include "megac/base/status.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* What a call computes, the same for every task. */
 typedef struct ly_at_shape {
     int64_t B, T, G, r, H;
@@ -115,7 +119,7 @@ static inline mc_status ly_at_check(const char *op, mc_tensor q, mc_tensor k, mc
 /* Rows of local head j of group g in sample b. */
 LY_INLINE ly_at_rows ly_at_view(mc_tensor t, int64_t seq_len, int64_t b, int64_t g, int64_t j)
 {
-    float *base = t.data;
+    float *base = (float *)t.data;
     return (ly_at_rows){base + b * seq_len * t.strides[0] + g * t.strides[1] + j * t.strides[2], t.strides[0]};
 }
 
@@ -171,4 +175,7 @@ LY_INLINE void ly_at_scores(const ly_at_shape *s, ly_at_range keys, ly_at_rows k
     }
 }
 
+#ifdef __cplusplus
+}
+#endif
 #endif

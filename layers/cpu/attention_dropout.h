@@ -5,6 +5,10 @@
 #include "layers/cpu/attention_block.h"
 #include "layers/cpu/philox.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* Words of LY_I_NATIVE blocks, each lane its own: even lanes in [0], odd lanes in [1]; the low halves count. */
 typedef struct ly_at_words {
     ly_i_q w[4][2];
@@ -116,4 +120,7 @@ static inline void ly_at_drop_panel(const ly_at_shape *s, int64_t b, int64_t h, 
     }
 }
 
+#ifdef __cplusplus
+}
+#endif
 #endif

@@ -14,6 +14,10 @@
 
 #include "layers/cpu/simd.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* LY_AT_ROWS x LY_AT_VECS accumulators fill the registers. */
 #if defined(__AVX512F__)
 enum { LY_AT_ROWS = 12, LY_AT_VECS = 2 };
@@ -189,4 +193,7 @@ static inline void ly_at_pack_lanes(float *dst, ly_at_rows src, int64_t n, int64
     }
 }
 
+#ifdef __cplusplus
+}
+#endif
 #endif
