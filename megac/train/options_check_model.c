@@ -38,6 +38,10 @@ static mc_status check_vocab(const mt_options *o)
         return MC_FAIL(MC_INVALID,
                        "--tokenizer-type NullTokenizer: says nothing about the vocabulary; give --vocab-size");
     }
+    bool vocab_known = o->tokenizer_type || mc_given_int(o->vocab_size) || mc_given_int(o->padded_vocab_size);
+    if (o->mock_data && !vocab_known) {
+        return MC_FAIL(MC_INVALID, "--mock-data: has no vocabulary of its own; give --vocab-size, for example 256");
+    }
     if (mc_given_int(o->padded_vocab_size) && mc_given_int(o->vocab_size) && o->padded_vocab_size < o->vocab_size) {
         return MC_FAIL(MC_INVALID, "--padded-vocab-size %lld is below --vocab-size %lld; leave it out or raise it",
                        (long long)o->padded_vocab_size, (long long)o->vocab_size);

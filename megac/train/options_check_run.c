@@ -4,6 +4,30 @@
 #include "megac/base/log.h"
 #include "megac/train/options_impl.h"
 
+/* A run counted in steps has steps of one size. */
+static mc_status check_ramp_unit(const mt_options *o)
+{
+    const int64_t *v = o->rampup_batch_size.v;
+    if (!mc_given_int(o->train_iters)) {
+        return MC_OK;
+    }
+    if (o->rampup_batch_size.n == 3) {
+        return MC_FAIL(
+            MC_INVALID,
+            "--rampup-batch-size %lld %lld %lld: does not go with --train-iters, as steps differ in size; use "
+            "--train-samples instead",
+            (long long)v[0], (long long)v[1], (long long)v[2]);
+    }
+    if (o->step_batch_size_schedule) {
+        return MC_FAIL(
+            MC_INVALID,
+            "--step-batch-size-schedule \"%s\": does not go with --train-iters, as steps differ in size; use "
+            "--train-samples instead",
+            o->step_batch_size_schedule);
+    }
+    return MC_OK;
+}
+
 mc_status mt_i_check_batch(mt_options *o)
 {
     if (!mc_given_int(o->micro_batch_size) && (o->command == MT_TRAIN || o->command == MT_PLAN)) {
@@ -17,12 +41,7 @@ mc_status mt_i_check_batch(mt_options *o)
     if (n == 3 && !mc_given_int(o->global_batch_size)) {
         return MC_FAIL(MC_INVALID, "--rampup-batch-size needs --global-batch-size, the size that it grows to");
     }
-    const char *ramp = n ? "--rampup-batch-size" : o->step_batch_size_schedule ? "--step-batch-size-schedule" : NULL;
-    if (ramp && mc_given_int(o->train_iters)) {
-        return MC_FAIL(MC_INVALID,
-                       "%s: does not go with --train-iters, as steps differ in size; use --train-samples instead",
-                       ramp);
-    }
+    MC_TRY(check_ramp_unit(o));
     if (!o->step_batch_size_schedule) {
         mt_i_derive(o, &o->global_batch_size, o->micro_batch_size * o->data_parallel_size);
     }
@@ -60,6 +79,24 @@ static mc_status check_units(const mt_options *o)
     return MC_OK;
 }
 
+/* lr.c has the rule in samples; here it names the flag. */
+static mc_status check_warmup(const mt_options *o)
+{
+    bool by_samples = mc_given_int(o->train_samples);
+    int64_t run = by_samples ? o->train_samples : o->train_iters;
+    int64_t decay = by_samples ? o->lr_decay_samples : o->lr_decay_iters;
+    int64_t warmup = by_samples ? o->lr_warmup_samples : o->lr_warmup_iters;
+    const char *unit = by_samples ? "samples" : "iters";
+    decay = mc_given_int(decay) ? decay : run;
+    if (warmup >= decay) {
+        return MC_FAIL(MC_INVALID,
+                       "--lr-warmup-%s %lld: warm-up must be shorter than the decay of the learning rate, %lld "
+                       "(--lr-decay-%s, else --train-%s); shorten it",
+                       unit, (long long)warmup, (long long)decay, unit, unit);
+    }
+    return MC_OK;
+}
+
 static mc_status check_overflow(const mt_options *o)
 {
     int64_t steps = mc_given_int(o->train_iters) ? o->train_iters : 1, tokens;
@@ -86,6 +123,7 @@ mc_status mt_i_check_length(mt_options *o)
         return MC_FAIL(MC_INVALID, "the run has no length; give --train-iters or --train-samples");
     }
     MC_TRY(check_units(o));
+    MC_TRY(check_warmup(o));
     return check_overflow(o);
 }
 
