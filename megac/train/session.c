@@ -1,9 +1,11 @@
 /* What commands that run on ranks begin and end with. */
+#include <string.h>
 #include <time.h>
 
 #include "megac/base/alloc.h"
 #include "megac/base/log.h"
 #include "megac/train/checkpoint.h"
+#include "megac/train/ckpt_inspect.h"
 #include "megac/train/commands.h"
 
 static mc_status compare(const mt_session *s)
@@ -15,11 +17,21 @@ static mc_status compare(const mt_session *s)
     return st;
 }
 
+static void set_log_level(const char *name)
+{
+    static const char *const names[] = {"error", "warning", "info", "debug"};
+    for (int i = 0; i < 4; i++) {
+        if (strcmp(name, names[i]) == 0) {
+            mc_log_set_level((mc_log_level)i);
+        }
+    }
+}
+
 /* The model's shape from the checkpoint, where the command wants it from there. */
 static mc_status adopt(mt_options *o)
 {
     mt_checkpoint *ckpt;
-    if (!mt_options_need_checkpoint(o)) {
+    if (!mt_options_need_checkpoint(o) || (o->load_if_exists && !mt_checkpoint_is(o->load))) {
         return MC_OK;
     }
     MC_TRY(mt_checkpoint_open(o->load, mc_given_int(o->ckpt_step) ? o->ckpt_step : -1, &ckpt));
@@ -36,6 +48,7 @@ mc_status mt_session_open(mt_session *s, mt_command command, const mc_job *job, 
     if (s->done) {
         return MC_OK;
     }
+    set_log_level(s->o->log_level);
     MC_TRY_GOTO(st, adopt(s->o), undo_session);
     MC_TRY_GOTO(st, mt_options_finish(s->o, job->size), undo_session);
     MC_TRY_GOTO(st, mc_world_open(job, s->o->comm, 60.0 * (double)s->o->distributed_timeout_minutes, &s->world),
