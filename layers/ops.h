@@ -24,8 +24,9 @@ typedef struct ly_ops ly_ops;
 /* What every operator call runs on. */
 typedef struct ly_ctx {
     const ly_ops *ops;
-    mc_pool *pool;    /* CPU threads; NULL on other devices */
-    mc_stream stream; /* compute stream; ignored on the CPU */
+    mc_pool *pool;              /* CPU threads; NULL on other devices */
+    mc_stream stream;           /* compute stream; ignored on the CPU */
+    struct ly_profile *profile; /* (optional) default: nothing is timed; set by ly_profile_attach */
 } ly_ctx;
 
 struct ly_ops {

@@ -126,6 +126,16 @@ static mc_status stop_early(mt_run *run, bool *stop_out)
     return MC_OK;
 }
 
+/* Operators are timed from the third step on: the first two warm caches and pages. */
+static void profile_step(mt_run *run, int64_t steps_done, double seconds)
+{
+    if (run->o->log_operators && steps_done == 2) {
+        ly_profile_attach(&run->profile, &run->e->stage->ly);
+    } else if (steps_done > 2) {
+        run->profiled_seconds += seconds;
+    }
+}
+
 mc_status mt_loop(mt_run *run, mt_end *end_out)
 {
     bool stop = false;
@@ -138,11 +148,15 @@ mc_status mt_loop(mt_run *run, mt_end *end_out)
         mt_metrics_step step;
         mc_alloc_freeze(run->iteration > first_iteration);
         MC_TRY(train_step(run, &step));
+        profile_step(run, run->iteration - first_iteration, step.seconds);
         MC_TRY(mt_metrics_step_done(&run->metrics, &step));
         MC_TRY(evaluate_if_due(run));
         MC_TRY(stop_early(run, &stop));
         mc_alloc_freeze(false); /* a checkpoint's tables are not part of a step */
         MC_TRY(save_if_due(run, stop || finished(run)));
+    }
+    if (run->o->log_operators && run->metrics.speaks && run->profiled_seconds > 0) {
+        ly_profile_print(&run->profile, run->profiled_seconds, stdout);
     }
     mc_alloc_stats heap = mc_alloc_get_stats();
     if (heap.after_freeze > 0) {

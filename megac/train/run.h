@@ -2,6 +2,7 @@
 #ifndef MEGAC_TRAIN_RUN_H
 #define MEGAC_TRAIN_RUN_H
 
+#include "layers/profile.h"
 #include "megac/train/engine.h"
 #include "megac/train/lr.h"
 #include "megac/train/metrics.h"
@@ -23,6 +24,8 @@ typedef struct mt_run {
     mt_feed train, valid;
     mt_lr_config lr;
     mt_metrics metrics;
+    ly_profile profile; /* --log-operators */
+    double profiled_seconds;
     double started_seconds; /* clock at the start of the process's run, for --exit-duration-in-mins */
     /* What a checkpoint keeps. */
     int64_t iteration;
