@@ -1,12 +1,12 @@
-/* Matrix product on the CPU: C is cut into tiles that depend on its shape only, and the pool hands them out
- * (cpu/gemm_tile.h computes one). */
+/* Matrix product on the CPU: C is cut into tiles, and the pool hands them out (cpu/gemm_tile.h computes one). The bits of an
+ * element do not depend on the cut, so it may follow the number of threads. */
 #include "layers/cpu/gemm_tile.h"
 #include "layers/cpu/isa.h"
 #include "layers/cpu/rows.h"
 
 /* Tile counts are multiples of these where tiles are not the last ones: LY_MR and LY_NR of every variant divide them.
  */
-enum { TILE_M = 24, TILE_N = 32 };
+enum { TILE_M = 24, TILE_N = 32, TILES_A_THREAD = 8 };
 
 typedef struct gemm_job {
     ly_i_operand a, b;
@@ -14,7 +14,7 @@ typedef struct gemm_job {
     const float *bias;
     int64_t ldc, m, n, k;
     bool add;
-    int tiles_m, tiles_n;
+    int tiles_m, tiles_n, n_threads;
 } gemm_job;
 
 static int64_t ceil_div(int64_t x, int64_t y)
@@ -113,7 +113,8 @@ mc_status LY_CPU(gemm)(const ly_ctx *cx, const ly_gemm *a)
                     .m = m,
                     .n = n,
                     .k = k,
-                    .add = a->beta == 1.0f};
+                    .add = a->beta == 1.0f,
+                    .n_threads = mc_pool_threads(cx->pool)};
     if (m == 0 || n == 0) {
         return MC_OK;
     }
