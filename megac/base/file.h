@@ -1,5 +1,5 @@
-/* Files: exact reads and writes, durability, atomic replacement. Every error names the path and says what to do; a short
- * file is MC_INPUT, a missing one MC_NOTFOUND, anything the system refuses MC_IO. Interrupted and short calls are
+/* Files: exact reads and writes, durability, atomic replacement. Every error names the path and says what to do; a
+ * short file is MC_INPUT, a missing one MC_NOTFOUND, anything the system refuses MC_IO. Interrupted and short calls are
  * continued. Paths are at most MC_PATH_BYTES - 1 long. */
 #ifndef MEGAC_BASE_FILE_H
 #define MEGAC_BASE_FILE_H

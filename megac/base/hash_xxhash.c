@@ -43,7 +43,9 @@ bool mc_hash_parse(const char *text, uint64_t *hash_out)
     uint64_t v = 0;
     for (int i = 0; i < MC_HASH_HEX_BYTES - 1; i++) {
         char c = text[i];
-        unsigned digit = c >= '0' && c <= '9' ? (unsigned)(c - '0') : c >= 'a' && c <= 'f' ? (unsigned)(c - 'a') + 10 : 16;
+        unsigned digit = c >= '0' && c <= '9'   ? (unsigned)(c - '0')
+                         : c >= 'a' && c <= 'f' ? (unsigned)(c - 'a') + 10
+                                                : 16;
         if (digit > 15) {
             return false;
         }

@@ -56,8 +56,8 @@ static mc_status parse_latest(const char *path, const char *text, size_t bytes, 
         v = v * 10 + (text[i] - '0');
     }
     if (!ok) {
-        return MC_FAIL(MC_INPUT, "%s does not hold an iteration number; write one of these into it, or name it: %s", path,
-                       there);
+        return MC_FAIL(MC_INPUT, "%s does not hold an iteration number; write one of these into it, or name it: %s",
+                       path, there);
     }
     *out = v;
     return MC_OK;
@@ -118,8 +118,8 @@ static mc_status check_files(const mt_checkpoint *c)
         }
         MC_TRY(mc_file_stat(path, &bytes));
         if (bytes != f->bytes) {
-            return MC_FAIL(MC_INPUT, "%s has %llu bytes instead of %llu: truncated or damaged; use another iteration", path,
-                           (unsigned long long)bytes, (unsigned long long)f->bytes);
+            return MC_FAIL(MC_INPUT, "%s has %llu bytes instead of %llu: truncated or damaged; use another iteration",
+                           path, (unsigned long long)bytes, (unsigned long long)f->bytes);
         }
     }
     return MC_OK;

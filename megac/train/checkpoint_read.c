@@ -34,8 +34,9 @@ static mc_status match_slice(const mt_checkpoint *c, const mt_st_file *f, const 
         fits = r.count[0] == s->rect.count[0] && r.count[1] == s->rect.count[1];
     }
     if (!fits) {
-        return MC_FAIL(MC_INPUT, "%s: tensor \"%s\" has another type or shape than %s says; damaged, use another iteration",
-                       path, s->name, MT_I_METADATA);
+        return MC_FAIL(MC_INPUT,
+                       "%s: tensor \"%s\" has another type or shape than %s says; damaged, use another iteration", path,
+                       s->name, MT_I_METADATA);
     }
     s->offset = mt_st_header_bytes(f) + found->begin;
     return MC_OK;
@@ -160,8 +161,8 @@ static char *direct_target(const mt_checkpoint *c, const mt_i_slice *s, const ta
         (!one_row && t->stride[0] != t->need.count[1])) {
         return NULL;
     }
-    return t->base + ((t->need.begin[0] - t->at[0]) * t->stride[0] + (t->need.begin[1] - t->at[1])) *
-                         (int64_t)t->elem_bytes;
+    return t->base +
+           ((t->need.begin[0] - t->at[0]) * t->stride[0] + (t->need.begin[1] - t->at[1])) * (int64_t)t->elem_bytes;
 }
 
 static mc_status fill_from_slice(mt_checkpoint *c, mt_i_slice *s, const target *t, mc_dtype dtype)
@@ -197,18 +198,20 @@ static mc_status check_shape(const mt_checkpoint *c, const mt_i_tensor *t, const
     int64_t want0 = p->global_dims[0], want1 = p->n_dims == 2 ? p->global_dims[1] : 1;
     int64_t have1 = t->n_dims == 2 ? t->shape[1] : 1;
     if (p->n_dims != t->n_dims || want1 != have1 || (want0 != t->shape[0] && !vocabulary)) {
-        return MC_FAIL(MC_MISMATCH, "%s: \"%s\" is %lld x %lld there and %lld x %lld in this model; give the model flags that "
+        return MC_FAIL(MC_MISMATCH,
+                       "%s: \"%s\" is %lld x %lld there and %lld x %lld in this model; give the model flags that "
                        "it was trained with, or --use-checkpoint-args",
                        c->dir, t->name, (long long)t->shape[0], (long long)have1, (long long)want0, (long long)want1);
     }
     if (vocabulary && t->valid_rows > 0 && item->valid_rows > 0 && t->valid_rows != item->valid_rows) {
-        return MC_FAIL(MC_MISMATCH, "%s: vocabulary of %lld there, of %lld in this run; use the tokenizer it was trained with",
+        return MC_FAIL(MC_MISMATCH,
+                       "%s: vocabulary of %lld there, of %lld in this run; use the tokenizer it was trained with",
                        c->dir, (long long)t->valid_rows, (long long)item->valid_rows);
     }
     /* Fewer rows than stored: fine when what is cut off is known to be padding. */
     if (want0 < t->shape[0] && (t->valid_rows == 0 || t->valid_rows > want0)) {
-        return MC_FAIL(MC_MISMATCH, "%s: \"%s\" has %lld rows there and %lld in this model; use the same vocabulary", c->dir,
-                       t->name, (long long)t->shape[0], (long long)want0);
+        return MC_FAIL(MC_MISMATCH, "%s: \"%s\" has %lld rows there and %lld in this model; use the same vocabulary",
+                       c->dir, t->name, (long long)t->shape[0], (long long)want0);
     }
     return MC_OK;
 }

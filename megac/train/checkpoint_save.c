@@ -10,7 +10,8 @@ typedef struct gather {
     char *all;
 } gather;
 
-/* MC_OK when every rank says so; else this rank's own code, or the largest of the others (whose detector has spoken). */
+/* MC_OK when every rank says so; else this rank's own code, or the largest of the others (whose detector has spoken).
+ */
 static mc_status agree(const mc_comm *comm, mc_status mine)
 {
     int32_t code = (int32_t)mine;

@@ -55,15 +55,15 @@ static uint16_t to_f16(float f)
     return (uint16_t)(sign | ((magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13));
 }
 
-#define CAST(name, from_type, to_type, expr)                       \
-    static void name(void *dst, const void *src, size_t n)         \
-    {                                                              \
-        for (size_t i = 0; i < n; i++) {                           \
-            from_type v;                                           \
+#define CAST(name, from_type, to_type, expr)                        \
+    static void name(void *dst, const void *src, size_t n)          \
+    {                                                               \
+        for (size_t i = 0; i < n; i++) {                            \
+            from_type v;                                            \
             memcpy(&v, (const char *)src + i * sizeof v, sizeof v); \
-            to_type r = (expr);                                    \
-            memcpy((char *)dst + i * sizeof r, &r, sizeof r);      \
-        }                                                          \
+            to_type r = (expr);                                     \
+            memcpy((char *)dst + i * sizeof r, &r, sizeof r);       \
+        }                                                           \
     }
 
 CAST(f32_f64, float, double, v)

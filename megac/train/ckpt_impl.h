@@ -145,8 +145,8 @@ mc_status mt_i_slice_verify(mt_checkpoint *c, mt_i_slice *slice) MC_MUST_CHECK;
 
 /* ---- both ---- */
 
-/* n elements from one type to another: equal types, and any two of f32, f64, bf16, f16 (round to nearest even; NaN stays
- * NaN). NULL where there is no conversion. */
+/* n elements from one type to another: equal types, and any two of f32, f64, bf16, f16 (round to nearest even; NaN
+ * stays NaN). NULL where there is no conversion. */
 typedef void (*mt_i_cast_fn)(void *dst, const void *src, size_t n);
 mt_i_cast_fn mt_i_cast(mt_st_dtype from, mc_dtype to);
 

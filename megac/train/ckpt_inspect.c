@@ -57,7 +57,8 @@ static totals sum_up(const mt_checkpoint *c)
     return s;
 }
 
-/* Goes on after a damaged slice, so that the user sees the whole extent. Metadata and tokenizer were checked at open. */
+/* Goes on after a damaged slice, so that the user sees the whole extent. Metadata and tokenizer were checked at open.
+ */
 static mc_status verify_all(mt_checkpoint *c)
 {
     mc_status st = MC_OK;
@@ -78,14 +79,16 @@ static void print_text(const mt_checkpoint *c, bool verified, FILE *out)
     const mt_ckpt_state *s = &c->state;
     totals sum = sum_up(c);
     fprintf(out, "checkpoint %s\n", c->dir);
-    fprintf(out, "  iteration          %" PRId64 "\n  consumed samples   %" PRIu64 "\n  consumed tokens    %" PRIu64 "\n",
+    fprintf(out,
+            "  iteration          %" PRId64 "\n  consumed samples   %" PRIu64 "\n  consumed tokens    %" PRIu64 "\n",
             s->iteration, s->consumed_samples, s->consumed_tokens);
     fprintf(out, "  skipped iterations %" PRIu64 "\n  optimizer steps    %" PRId64 "\n", s->skipped_iterations,
             s->optimizer_steps);
     fprintf(out, "  tokenizer          %s", *s->tokenizer_kind ? s->tokenizer_kind : "none");
     fprintf(out, s->tokenizer ? ", file of %" PRIu64 " bytes\n" : "\n", s->tokenizer_bytes);
     fprintf(out, "  written by         %d ranks, %d shards, %" PRIu64 " bytes\n", c->world, c->n_files, sum.file_bytes);
-    fprintf(out, "  tensors            %d in %d slices, %" PRIu64 " bytes", c->n_tensors, c->n_slices, sum.tensor_bytes);
+    fprintf(out, "  tensors            %d in %d slices, %" PRIu64 " bytes", c->n_tensors, c->n_slices,
+            sum.tensor_bytes);
     fprintf(out, sum.n_spare ? "; %d slices stored more than once\n" : "\n", sum.n_spare);
     if (verified) {
         fprintf(out, "  verified           every byte of every file\n");
@@ -135,8 +138,8 @@ static void json_all(const mt_checkpoint *c, bool verified, mt_text *t)
     mt_text_json(t, s->tokenizer_kind, strlen(s->tokenizer_kind));
     mt_text_printf(t, ", \"tokenizer_bytes\": %" PRIu64 ", \"world_size\": %d, \"files\": %d, \"file_bytes\": %" PRIu64,
                    s->tokenizer_bytes, c->world, c->n_files, sum.file_bytes);
-    mt_text_printf(t, ", \"tensor_bytes\": %" PRIu64 ", \"slices\": %d, \"verified\": %s,\n", sum.tensor_bytes, c->n_slices,
-                   verified ? "true" : "false");
+    mt_text_printf(t, ", \"tensor_bytes\": %" PRIu64 ", \"slices\": %d, \"verified\": %s,\n", sum.tensor_bytes,
+                   c->n_slices, verified ? "true" : "false");
     json_config(c, t);
     mt_text_printf(t, ",\n\"tensors\": {");
     for (int i = 0; i < c->n_tensors; i++) {

@@ -15,8 +15,8 @@ extern "C" {
  * latest_checkpointed_iteration.txt. Says nothing about its state. */
 bool mt_checkpoint_is(const char *path);
 
-/* Writes step, counters, layout, tensors with shapes and bytes, and the configuration to `out`. With `verify` every byte
- * of every file is read and checked first; each damaged piece is logged and the result is MC_INPUT. Errors of
+/* Writes step, counters, layout, tensors with shapes and bytes, and the configuration to `out`. With `verify` every
+ * byte of every file is read and checked first; each damaged piece is logged and the result is MC_INPUT. Errors of
  * mt_checkpoint_open; MC_IO when `out` cannot be written. */
 mc_status mt_checkpoint_inspect(const char *path, bool verify, bool json, FILE *out) MC_MUST_CHECK;
 

@@ -26,9 +26,9 @@ typedef struct tables {
 static void parse_row(const char *line, row *r)
 {
     _Static_assert(MT_I_NAME_BYTES == 192, "the width of the name below");
-    int n = sscanf(line, "slice %d %d %11s %d %lld %lld %lld %lld %lld %lld %lld %16s %191s", &r->rank, &r->part, r->dtype,
-                   &r->n_dims, &r->global[0], &r->global[1], &r->begin[0], &r->begin[1], &r->shape[0], &r->shape[1],
-                   &r->valid_rows, r->xxh3, r->name);
+    int n = sscanf(line, "slice %d %d %11s %d %lld %lld %lld %lld %lld %lld %lld %16s %191s", &r->rank, &r->part,
+                   r->dtype, &r->n_dims, &r->global[0], &r->global[1], &r->begin[0], &r->begin[1], &r->shape[0],
+                   &r->shape[1], &r->valid_rows, r->xxh3, r->name);
     MC_ASSERT(n == 13);
     int64_t begin[2] = {r->begin[0], r->begin[1]}, shape[2] = {r->shape[0], r->shape[1]};
     r->rect = mt_i_rect_make(r->n_dims, begin, shape);
@@ -84,16 +84,16 @@ static mc_status check_tensor(const row *r, int n, mt_i_rect *rects)
     for (int i = 0; i < n; i++) {
         if (strcmp(r[i].dtype, r->dtype) != 0 || r[i].n_dims != r->n_dims || r[i].valid_rows != r->valid_rows ||
             memcmp(r[i].global, r->global, sizeof r->global) != 0) {
-            return MC_FAIL(MC_MISMATCH, "%s: ranks %d and %d disagree about its type, shape or vocabulary; not saved", r->name,
-                           r->rank, r[i].rank);
+            return MC_FAIL(MC_MISMATCH, "%s: ranks %d and %d disagree about its type, shape or vocabulary; not saved",
+                           r->name, r->rank, r[i].rank);
         }
         rects[i] = r[i].rect;
         if (i > 0 && mt_i_rect_equal(rects[i - 1], rects[i]) && r[i - 1].rank == r[i].rank) {
             return MC_FAIL(MC_MISMATCH, "%s: rank %d lists the same slice twice; not saved", r->name, r[i].rank);
         }
         if (i > 0 && mt_i_rect_equal(rects[i - 1], rects[i]) && strcmp(r[i - 1].xxh3, r[i].xxh3) != 0) {
-            MC_WARN("%s: ranks %d and %d hold the same slice with different values; the first is the one that loads", r->name,
-                    r[i - 1].rank, r[i].rank);
+            MC_WARN("%s: ranks %d and %d hold the same slice with different values; the first is the one that loads",
+                    r->name, r[i - 1].rank, r[i].rank);
         }
     }
     if (!mt_i_rects_cover(mt_i_rect_make(r->n_dims, zero, global), rects, n, NULL)) {

@@ -1,8 +1,8 @@
-/* metadata.json, parsed by jansson and checked against itself: after this, indices, sizes and rectangles can be trusted. */
+/* metadata.json, parsed by jansson and checked against itself: after this, indices, sizes and rectangles can be
+ * trusted. */
+#include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include <jansson.h>
 
 #include "megac/base/alloc.h"
 #include "megac/base/hash.h"
@@ -20,7 +20,8 @@ static mc_status check_sum(const char *path, const char *text, size_t bytes)
     }
     if (bytes <= tail || memcmp(text + bytes - tail, key, sizeof key - 1) != 0 ||
         memcmp(text + bytes - (sizeof end - 1), end, sizeof end - 1) != 0 || !mc_hash_parse(hex, &stored)) {
-        return MC_FAIL(MC_INPUT, "%s does not end with its checksum: truncated or damaged; use another iteration", path);
+        return MC_FAIL(MC_INPUT, "%s does not end with its checksum: truncated or damaged; use another iteration",
+                       path);
     }
     if (stored != mc_hash(text, bytes - tail)) {
         return MC_FAIL(MC_INPUT, "%s: its checksum is wrong: damaged or edited; use another iteration", path);
@@ -48,7 +49,8 @@ static mc_status get_hash(const json_t *o, const char *key, const char *path, ui
 {
     const char *text;
     MC_TRY(get_string(o, key, path, &text));
-    return mc_hash_parse(text, out) ? MC_OK : MC_FAIL(MC_INPUT, "%s: \"%s\": \"%s\" is not a checksum", path, key, text);
+    return mc_hash_parse(text, out) ? MC_OK
+                                    : MC_FAIL(MC_INPUT, "%s: \"%s\": \"%s\" is not a checksum", path, key, text);
 }
 
 static mc_status get_dims(const json_t *o, const char *key, const char *path, int n_dims, int64_t *out)
@@ -75,8 +77,8 @@ static mc_status parse_state(mt_checkpoint *c, const json_t *root, const char *p
     MC_TRY(get_string(root, "format", path, &format));
     MC_TRY(get_count(root, "version", path, &version));
     if (strcmp(format, MT_I_FORMAT) != 0 || version != MT_I_VERSION) {
-        return MC_FAIL(MC_UNSUPPORTED, "%s: format \"%s\" version %llu; this program reads \"%s\" version %d", path, format,
-                       (unsigned long long)version, MT_I_FORMAT, MT_I_VERSION);
+        return MC_FAIL(MC_UNSUPPORTED, "%s: format \"%s\" version %llu; this program reads \"%s\" version %d", path,
+                       format, (unsigned long long)version, MT_I_FORMAT, MT_I_VERSION);
     }
     MC_TRY(get_count(root, "iteration", path, &iteration));
     MC_TRY(get_count(root, "consumed_samples", path, &s->consumed_samples));

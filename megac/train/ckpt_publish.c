@@ -57,7 +57,8 @@ static mc_status check_shards(const char *dir, int world, const char *tables)
         MC_ASSERT(sscanf(p, "file %d %llu", &rank, &bytes) == 2);
         MC_TRY(mc_path_format(path, "%s/shard_%05d_of_%05d.safetensors", dir, rank, world));
         if (!mc_file_exists(path)) {
-            return MC_FAIL(MC_IO, "rank 0 cannot see %s, which rank %d wrote; --save needs a directory that all nodes share",
+            return MC_FAIL(MC_IO,
+                           "rank 0 cannot see %s, which rank %d wrote; --save needs a directory that all nodes share",
                            path, rank);
         }
         MC_TRY(mc_file_stat(path, &seen));

@@ -138,7 +138,8 @@ mc_status mt_i_shard_write(const char *dir, int64_t iteration, mt_i_shard *s)
     }
     MC_TRY(mc_path_format(path, "%s/%s", dir, s->file));
     if (!mc_file_is_dir(dir)) {
-        return MC_FAIL(MC_IO, "rank %d cannot see %s, which rank 0 just made; --save needs a directory that all nodes share",
+        return MC_FAIL(MC_IO,
+                       "rank %d cannot see %s, which rank 0 just made; --save needs a directory that all nodes share",
                        s->rank, dir);
     }
     mt_st_tensor *tensors;

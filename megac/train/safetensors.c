@@ -130,8 +130,8 @@ static mc_status build_header(mt_st_writer *w, mt_st_tensor *tensors, int n_tens
     uint64_t n = h->bytes - 8;
     memcpy(h->data, &n, 8);
     if (n > MT_ST_MAX_HEADER_BYTES) {
-        return MC_FAIL(MC_INVALID, "%s: header of %llu bytes, readers accept %d; write fewer tensors to one file", w->path,
-                       (unsigned long long)n, MT_ST_MAX_HEADER_BYTES);
+        return MC_FAIL(MC_INVALID, "%s: header of %llu bytes, readers accept %d; write fewer tensors to one file",
+                       w->path, (unsigned long long)n, MT_ST_MAX_HEADER_BYTES);
     }
     w->header_bytes = h->bytes;
     w->header_hash = mc_hash(h->data, h->bytes);
@@ -221,7 +221,8 @@ static mc_status check_order(mt_st_file *f)
     for (int i = 0; i < f->n_tensors; i++) {
         const mt_st_tensor *t = &f->tensors[i];
         if (t->begin != at) {
-            return MC_FAIL(MC_INPUT, "%s: tensor \"%s\" begins at byte %llu, the one before it ends at %llu: %s; damaged file",
+            return MC_FAIL(MC_INPUT,
+                           "%s: tensor \"%s\" begins at byte %llu, the one before it ends at %llu: %s; damaged file",
                            f->path, t->name, (unsigned long long)t->begin, (unsigned long long)at,
                            t->begin < at ? "they overlap" : "there is a hole");
         }
@@ -246,7 +247,8 @@ static mc_status read_header(mt_st_file *f)
     }
     MC_TRY(mc_file_pread(f->fd, f->path, &n, 8, 0));
     if (n < 2 || n > MT_ST_MAX_HEADER_BYTES || n > f->file_bytes - 8) {
-        return MC_FAIL(MC_INPUT, "%s: header of %llu bytes in a file of %llu (at most %d); damaged, or not a safetensors file",
+        return MC_FAIL(MC_INPUT,
+                       "%s: header of %llu bytes in a file of %llu (at most %d); damaged, or not a safetensors file",
                        f->path, (unsigned long long)n, (unsigned long long)f->file_bytes, MT_ST_MAX_HEADER_BYTES);
     }
     f->header_bytes = 8 + n;
@@ -314,8 +316,7 @@ const mt_st_tensor *mt_st_find(const mt_st_file *f, const char *name)
 {
     mt_st_tensor key = {.name = name};
     const mt_st_tensor *key_ptr = &key;
-    const mt_st_tensor **hit =
-        bsearch(&key_ptr, f->by_name, (size_t)f->n_tensors, sizeof *f->by_name, compare_name);
+    const mt_st_tensor **hit = bsearch(&key_ptr, f->by_name, (size_t)f->n_tensors, sizeof *f->by_name, compare_name);
     return hit ? *hit : NULL;
 }
 

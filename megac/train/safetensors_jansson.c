@@ -1,7 +1,6 @@
 /* The header of a safetensors file, parsed by jansson. */
-#include <string.h>
-
 #include <jansson.h>
+#include <string.h>
 
 #include "megac/base/alloc.h"
 #include "megac/train/safetensors_impl.h"
@@ -9,15 +8,15 @@
 static mc_status parse_shape(const mt_st_file *f, const char *name, const json_t *shape, mt_st_tensor *t)
 {
     if (!json_is_array(shape) || json_array_size(shape) > MT_ST_MAX_DIMS) {
-        return MC_FAIL(MC_INPUT, "%s: tensor \"%s\": \"shape\" must be a list of at most %d numbers; damaged file", f->path,
-                       name, MT_ST_MAX_DIMS);
+        return MC_FAIL(MC_INPUT, "%s: tensor \"%s\": \"shape\" must be a list of at most %d numbers; damaged file",
+                       f->path, name, MT_ST_MAX_DIMS);
     }
     t->n_dims = (int)json_array_size(shape);
     for (int i = 0; i < t->n_dims; i++) {
         const json_t *v = json_array_get(shape, (size_t)i);
         if (!json_is_integer(v) || json_integer_value(v) < 0) {
-            return MC_FAIL(MC_INPUT, "%s: tensor \"%s\": dim %d of its shape is not a number >= 0; damaged file", f->path,
-                           name, i);
+            return MC_FAIL(MC_INPUT, "%s: tensor \"%s\": dim %d of its shape is not a number >= 0; damaged file",
+                           f->path, name, i);
         }
         t->shape[i] = json_integer_value(v);
     }
@@ -30,16 +29,18 @@ static mc_status parse_tensor(const mt_st_file *f, const char *name, const json_
     const json_t *offsets = json_object_get(entry, "data_offsets");
     const json_t *begin = json_array_get(offsets, 0), *end = json_array_get(offsets, 1);
     if (!json_is_object(entry) || json_object_size(entry) != 3) {
-        return MC_FAIL(MC_INPUT, "%s: tensor \"%s\" needs exactly dtype, shape and data_offsets; damaged file", f->path, name);
+        return MC_FAIL(MC_INPUT, "%s: tensor \"%s\" needs exactly dtype, shape and data_offsets; damaged file", f->path,
+                       name);
     }
     if (!dtype || !mt_st_dtype_parse(dtype, &t->dtype)) {
-        return MC_FAIL(MC_INPUT, "%s: tensor \"%s\": element type \"%s\" is unknown; damaged file or a newer format", f->path,
-                       name, dtype ? dtype : "(none)");
+        return MC_FAIL(MC_INPUT, "%s: tensor \"%s\": element type \"%s\" is unknown; damaged file or a newer format",
+                       f->path, name, dtype ? dtype : "(none)");
     }
     MC_TRY(parse_shape(f, name, json_object_get(entry, "shape"), t));
     if (json_array_size(offsets) != 2 || !json_is_integer(begin) || !json_is_integer(end) ||
         json_integer_value(begin) < 0 || json_integer_value(end) < json_integer_value(begin)) {
-        return MC_FAIL(MC_INPUT, "%s: tensor \"%s\": \"data_offsets\" must be two numbers 0 <= begin <= end; damaged file",
+        return MC_FAIL(MC_INPUT,
+                       "%s: tensor \"%s\": \"data_offsets\" must be two numbers 0 <= begin <= end; damaged file",
                        f->path, name);
     }
     t->name = name;
@@ -47,12 +48,12 @@ static mc_status parse_tensor(const mt_st_file *f, const char *name, const json_
     t->end = (uint64_t)json_integer_value(end);
     uint64_t bytes, data_bytes = f->file_bytes - f->header_bytes;
     if (!mt_st_tensor_bytes(t->dtype, t->n_dims, t->shape, &bytes) || bytes != t->end - t->begin) {
-        return MC_FAIL(MC_INPUT, "%s: tensor \"%s\": offsets %llu..%llu do not fit its type and shape; damaged file", f->path,
-                       name, (unsigned long long)t->begin, (unsigned long long)t->end);
+        return MC_FAIL(MC_INPUT, "%s: tensor \"%s\": offsets %llu..%llu do not fit its type and shape; damaged file",
+                       f->path, name, (unsigned long long)t->begin, (unsigned long long)t->end);
     }
     if (t->end > data_bytes) {
-        return MC_FAIL(MC_INPUT, "%s: tensor \"%s\" ends at byte %llu of %llu bytes of data; the file is truncated", f->path,
-                       name, (unsigned long long)t->end, (unsigned long long)data_bytes);
+        return MC_FAIL(MC_INPUT, "%s: tensor \"%s\" ends at byte %llu of %llu bytes of data; the file is truncated",
+                       f->path, name, (unsigned long long)t->end, (unsigned long long)data_bytes);
     }
     return MC_OK;
 }
@@ -67,7 +68,8 @@ static mc_status check_metadata(const mt_st_file *f, json_t *metadata)
     json_object_foreach(metadata, key, value)
     {
         if (!json_is_string(value)) {
-            return MC_FAIL(MC_INPUT, "%s: \"__metadata__\": value of \"%s\" is not a string; damaged file", f->path, key);
+            return MC_FAIL(MC_INPUT, "%s: \"__metadata__\": value of \"%s\" is not a string; damaged file", f->path,
+                           key);
         }
     }
     return MC_OK;
