@@ -1,8 +1,8 @@
 #include "megac/base/file.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <ftw.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -258,20 +258,37 @@ mc_status mc_file_exchange(const char *a, const char *b)
     return MC_UNSUPPORTED;
 }
 
-static int remove_one(const char *path, const struct stat *s, int flag, struct FTW *ftw)
+/* Removes one name of an open directory and what is below it: 0 or an error number. Links are not followed. */
+static int remove_at(int dir, const char *name, int depth)
 {
-    (void)s, (void)flag, (void)ftw;
-    return remove(path) == 0 || errno == ENOENT ? 0 : -1;
+    enum { MAX_DEPTH = 64 };
+    if (unlinkat(dir, name, 0) == 0 || errno == ENOENT) {
+        return 0;
+    }
+    if (errno != EISDIR && errno != EPERM) {
+        return errno;
+    }
+    int fd = depth < MAX_DEPTH ? openat(dir, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC) : -1;
+    DIR *d = fd >= 0 ? fdopendir(fd) : NULL;
+    int failed = d ? 0 : errno;
+    if (!d && fd >= 0) {
+        close(fd);
+    }
+    for (struct dirent *e; failed == 0 && (e = readdir(d));) {
+        if (strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0) {
+            failed = remove_at(fd, e->d_name, depth + 1);
+        }
+    }
+    if (d) {
+        closedir(d);
+    }
+    return failed == 0 && unlinkat(dir, name, AT_REMOVEDIR) != 0 && errno != ENOENT ? errno : failed;
 }
 
 mc_status mc_file_remove_tree(const char *path)
 {
-    if (!mc_file_exists(path)) {
-        return MC_OK;
-    }
-    return nftw(path, remove_one, 16, FTW_DEPTH | FTW_PHYS) == 0 || errno == ENOENT
-               ? MC_OK
-               : mc_file_fail("remove", path, errno);
+    int failed = remove_at(AT_FDCWD, path, 0);
+    return failed == 0 ? MC_OK : mc_file_fail("remove", path, failed);
 }
 
 static mc_status write_new(const char *path, const void *data, size_t bytes)

@@ -1,3 +1,4 @@
+/* Arithmetic of slices: rectangles, their intersection, and whether they cover a tensor. */
 #include "megac/train/ckpt_impl.h"
 
 mt_i_rect mt_i_rect_make(int n_dims, const int64_t *begin, const int64_t *shape)

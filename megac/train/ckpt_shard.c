@@ -154,12 +154,12 @@ mc_status mt_i_shard_write(const char *dir, int64_t iteration, mt_i_shard *s)
     snprintf(step, sizeof step, "%lld", (long long)iteration);
     const char *const metadata[] = {"format", "pt", "megac_iteration", step};
     mc_status st = mc_alloc(MT_I_CHUNK_BYTES, 1, "checkpoint buffer", (void **)&chunk);
-    MC_TRY_GOTO(st, st, done);
-    MC_TRY_GOTO(st, mt_st_writer_create(path, tensors, s->n_pieces, metadata, 2, &w), done);
+    MC_TRY_GOTO(st, st, undo_tensors);
+    MC_TRY_GOTO(st, mt_st_writer_create(path, tensors, s->n_pieces, metadata, 2, &w), undo_tensors);
     s->header_xxh3 = mt_st_writer_header_hash(w);
     s->file_bytes = mt_st_writer_header_bytes(w) + tensors[s->n_pieces - 1].end;
     st = write_pieces(w, s, chunk);
-done:
+undo_tensors:
     mt_st_writer_destroy(w);
     mc_free(chunk);
     mc_free(tensors);

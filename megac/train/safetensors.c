@@ -146,12 +146,12 @@ mc_status mt_st_writer_create(const char *path, mt_st_tensor *tensors, int n_ten
     MC_TRY(MC_NEW(&w, "safetensors writer"));
     w->fd = -1;
     mc_status st = mc_strdup(path, "safetensors path", &w->path);
-    MC_TRY_GOTO(st, st, done);
-    MC_TRY_GOTO(st, build_header(w, tensors, n_tensors, metadata, n_metadata, &header), done);
-    MC_TRY_GOTO(st, mc_file_create(path, &w->fd), done);
-    MC_TRY_GOTO(st, mc_file_write(w->fd, path, header.data, header.bytes), done);
+    MC_TRY_GOTO(st, st, undo_header);
+    MC_TRY_GOTO(st, build_header(w, tensors, n_tensors, metadata, n_metadata, &header), undo_header);
+    MC_TRY_GOTO(st, mc_file_create(path, &w->fd), undo_header);
+    MC_TRY_GOTO(st, mc_file_write(w->fd, path, header.data, header.bytes), undo_header);
     *writer_out = w;
-done:
+undo_header:
     mt_text_fini(&header);
     if (st != MC_OK) {
         mt_st_writer_destroy(w);
@@ -254,14 +254,14 @@ static mc_status read_header(mt_st_file *f)
     f->header_bytes = 8 + n;
     MC_TRY(mc_alloc((size_t)n + 8, 1, "safetensors header text", (void **)&text));
     mc_status st = mc_file_pread(f->fd, f->path, text, (size_t)n + 8, 0);
-    MC_TRY_GOTO(st, st, done);
+    MC_TRY_GOTO(st, st, undo_text);
     f->header_hash = mc_hash(text, (size_t)n + 8);
     if (text[8] != '{') {
         st = MC_FAIL(MC_INPUT, "%s: the header does not begin with {; damaged, or not a safetensors file", f->path);
-        goto done;
+        goto undo_text;
     }
     st = mt_i_st_parse(f, text + 8, (size_t)n);
-done:
+undo_text:
     mc_free(text);
     return st;
 }
