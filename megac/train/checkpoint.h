@@ -17,7 +17,10 @@ extern "C" {
 typedef struct mt_ckpt_item {
     const char *prefix; /* "model", "optimizer.exp_avg", "optimizer.exp_avg_sq" */
     const mt_param *param;
-    mc_tensor local;
+    mc_tensor local; /* param->local_dims; host memory; any strides */
+    /* Rows of the global tensor that are real where a vocabulary is padded (names ending in "word_embeddings.weight" or
+     * "output_layer.weight"); 0: all. With it, a checkpoint with more padding than this layout's loads too. */
+    int64_t valid_rows;
 } mt_ckpt_item;
 
 /* Scalars of a run beside the tensors. */
@@ -25,7 +28,7 @@ typedef struct mt_ckpt_state {
     int64_t iteration;
     uint64_t consumed_samples, consumed_tokens, skipped_iterations;
     int64_t optimizer_steps; /* Adam's bias correction counts these */
-    const char *config;      /* every option, "flag value" a line (as --print-config) */
+    const char *config;      /* every option, "flag value" a line (as --print-config); each flag once */
     const char *tokenizer_kind;
     const void *tokenizer; /* the tokenizer file's bytes, or NULL */
     uint64_t tokenizer_bytes;
@@ -33,8 +36,9 @@ typedef struct mt_ckpt_state {
 
 /* Every rank writes one shard with the items whose param->writes; rank 0 writes metadata.json (dtype, global shape,
  * slices with file and XXH3 checksum), fsyncs, renames iter_N.tmp to iter_N, replaces
- * latest_checkpointed_iteration.txt. Collective. On any failure, on any rank, every rank returns the error and the
- * previous checkpoint is untouched. */
+ * latest_checkpointed_iteration.txt. Collective. On any failure, on any rank, every rank returns an error (its own, or
+ * the largest code of the others) and the previous checkpoint is untouched. The slices of a tensor must cover it; ranks
+ * may write the same slice (replicated key/value rows). An iteration saved before is replaced. */
 mc_status mt_checkpoint_save(const char *dir, mc_world *world, const mt_ckpt_state *state, const mt_ckpt_item *items,
                              int n_items) MC_MUST_CHECK;
 
