@@ -1,5 +1,5 @@
-/* Matrix product on the CPU: C is cut into tiles, and the pool hands them out (cpu/gemm_tile.h computes one). The bits of an
- * element do not depend on the cut, so it may follow the number of threads. */
+/* Matrix product on the CPU: C is cut into tiles, and the pool hands them out (cpu/gemm_tile.h computes one). The bits
+ * of an element do not depend on the cut, so it may follow the number of threads. */
 #include "layers/cpu/gemm_tile.h"
 #include "layers/cpu/isa.h"
 #include "layers/cpu/rows.h"

@@ -19,13 +19,15 @@ typedef struct ly_segment {
 
 /* AdamW (Loshchilov and Hutter 2019), as Megatron-LM's "adam": g = grad * grad_scale; m = b1 m + (1-b1) g;
  * v = b2 v + (1-b2) g^2; p -= lr ((m / (1-b1^step)) / (sqrt(v / (1-b2^step)) + eps) + weight_decay p).
- * param, grad, m, v: 1-D f32 of the same length. step counts from 1. */
+ * param, grad, m, v: 1-D f32 of the same length. step counts from 1. With `clear_grad` the gradient is set to 0 while
+ * it is in the cache, which saves the next step a pass over memory. */
 typedef struct ly_adamw {
     mc_tensor param, grad, m, v;
     const ly_segment *segments;
     int n_segments;
     float lr, beta1, beta2, eps, weight_decay, grad_scale;
     int64_t step;
+    int clear_grad;
 } ly_adamw;
 
 /* SGD with momentum as torch.optim.SGD: g = grad * grad_scale + weight_decay p; m = momentum m + g; p -= lr m.

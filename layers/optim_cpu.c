@@ -51,8 +51,7 @@ static void adamw_piece(void *arg, const ly_segment *s, int64_t begin, int64_t e
 {
     const adamw_job *j = arg;
     const ly_adamw *a = j->a;
-    float *param = ly_f(a->param), *m = ly_f(a->m), *v = ly_f(a->v);
-    const float *grad = ly_cf(a->grad);
+    float *param = ly_f(a->param), *m = ly_f(a->m), *v = ly_f(a->v), *grad = ly_f(a->grad);
     ly_vf b1 = ly_vset1(a->beta1), c1 = ly_vset1(1.0f - a->beta1), b2 = ly_vset1(a->beta2);
     ly_vf c2 = ly_vset1(1.0f - a->beta2), scale = ly_vset1(a->grad_scale), eps = ly_vset1(a->eps);
     ly_vf step = ly_vset1(j->step_size * s->lr_mult), root = ly_vset1(j->inv_sqrt_bc2);
@@ -68,6 +67,9 @@ static void adamw_piece(void *arg, const ly_segment *s, int64_t begin, int64_t e
         ly_vstore_n(m + i, mi, n);
         ly_vstore_n(v + i, vi, n);
         ly_vstore_n(param + i, ly_vfnma(step, ly_vdiv(mi, denominator), kept), n);
+        if (a->clear_grad) {
+            ly_vstore_n(grad + i, ly_vset1(0.0f), n);
+        }
     }
 }
 

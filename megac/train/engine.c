@@ -125,9 +125,10 @@ mc_status mt_engine_run_step(mt_engine *e, const ds_loader *loader, int n_micro,
     s->loader = loader;
     s->training = training;
     s->loss_scale = (float)loss_scale;
-    if (training) {
+    if (training && !s->grads_clear) {
         MC_TRY(s->ly.ops->fill(&s->ly, &(ly_fill){s->grad_slab, 0}));
     }
+    s->grads_clear = s->grads_clear && !training;
     return pp_exec(plan, &e->groups.pp, &mt_stage_ops, s, stats_out);
 }
 

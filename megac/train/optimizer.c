@@ -198,8 +198,11 @@ static mc_status update(mt_optimizer *o, double lr, double weight_decay, double 
         .weight_decay = (float)weight_decay,
         .grad_scale = (float)grad_scale,
         .step = o->steps,
+        .clear_grad = 1,
     };
-    return s->ly.ops->adamw(&s->ly, &a);
+    MC_TRY(s->ly.ops->adamw(&s->ly, &a));
+    s->grads_clear = true;
+    return MC_OK;
 }
 
 /* Embedding and output layer may have a learning rate of their own: their segments carry the ratio. */

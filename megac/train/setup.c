@@ -7,7 +7,7 @@
 
 /* Logits of one chunk of the output layer: small beside the activations, large enough that a matrix product over the
  * chunk outweighs reading the weight. */
-static const int64_t HEAD_CHUNK_BYTES = 64 << 20;
+static const int64_t HEAD_CHUNK_BYTES = 128 << 20;
 
 static mc_status set_layers(mt_setup *s)
 {

@@ -51,6 +51,7 @@ typedef struct mt_stage {
     mt_params params;
     mc_tensor param_slab, grad_slab; /* 1-D */
     mt_block *blocks;
+    bool grads_clear; /* the gradient slab is all zeros already: the optimizer cleared it in passing */
     tp_embedding embedding;
     tp_head head;
     mc_tensor final_gamma, final_beta, dfinal_gamma, dfinal_beta;

@@ -1,8 +1,6 @@
 /* FLOPs per token against matrix products counted one by one and against published formulas. */
 #include <math.h>
 
-
-#include "tests/unit.h"
 #include "megac/train/flops.h"
 #include "tests/unit.h"
 

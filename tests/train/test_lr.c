@@ -1,8 +1,6 @@
 /* Learning rate and weight decay against closed forms, in samples and in iterations. */
 #include <math.h>
 
-
-#include "tests/unit.h"
 #include "megac/train/lr.h"
 #include "tests/unit.h"
 

@@ -2,8 +2,6 @@
 #include <math.h>
 #include <stdbool.h>
 
-
-#include "tests/unit.h"
 #include "megac/train/sampling.h"
 #include "tests/unit.h"
 
