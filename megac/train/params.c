@@ -120,8 +120,7 @@ static void add_block(builder *b, int local_layer)
     mt_init gamma = c->norm_one_plus_gamma ? MT_INIT_ZERO : MT_INIT_ONE;
     mt_init weight = c->init_xavier ? MT_INIT_XAVIER : MT_INIT_NORMAL;
     float std = c->init_std, out_std = c->init_std / sqrtf(2.0f * (float)c->n_layers);
-    int64_t C = c->hidden, H = c->head_dim, fc1 = mt_fc1_cols(c);
-    int64_t qkv = (int64_t)(c->heads + 2 * c->groups) * H;
+    int64_t C = c->hidden, H = c->head_dim, fc1 = mt_fc1_cols(c), qkv = (int64_t)(c->heads + 2 * c->groups) * H;
     bool qkv_bias = c->linear_bias || c->qkv_bias;
     const spec specs[MT_BLOCK_PARAMS] = {
         [MT_LN1_GAMMA] = {"input_layernorm.weight", {C}, WHOLE, gamma, 0, false, true, rows_sum},

@@ -6,8 +6,6 @@
 #include <pthread.h>
 #include <time.h>
 
-
-#include "tests/unit.h"
 #include "megac/base/alloc.h"
 #include "megac/base/rng.h"
 #include "pipeline/pp.h"
