@@ -196,7 +196,11 @@ static mc_status open_files(ds_source *s)
 
 mc_status ds_source_open(const ds_source_config *config, ds_source **source_out)
 {
+    double fractions[DS_SPLIT_COUNT];
     MC_TRY(check_config(config));
+    if (!config->mock && !config->whole) {
+        MC_TRY(parse_split(config->split, fractions)); /* before any file is opened */
+    }
     ds_source *s;
     MC_TRY(MC_NEW(&s, "data source"));
     s->config = *config;

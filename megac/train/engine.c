@@ -1,5 +1,7 @@
 #include "megac/train/engine.h"
 
+#include <string.h>
+
 #include "megac/base/alloc.h"
 
 /* First and last stage of this rank's pipeline share a group where a tied embedding is held twice. */
@@ -67,7 +69,7 @@ static mc_status create(mt_engine *e, const mt_options *o, mt_purpose purpose, c
     MC_TRY(mt_setup_init(&e->setup, o, purpose, job->size, job->local_size, data));
     e->place = mt_setup_place(&e->setup, job->rank);
     MC_TRY(open_groups(e));
-    MC_TRY(mc_device_open("cpu", job->local_rank, &e->dev));
+    MC_TRY(mc_device_open(strcmp(o->device, "auto") == 0 ? "cpu" : o->device, job->local_rank, &e->dev));
     MC_TRY(mc_pool_create(e->setup.n_threads, LY_POOL_SCRATCH_BYTES, &e->pool));
     e->ly.pool = e->pool;
     MC_TRY(ly_ops_get("cpu", &e->ly.ops));
