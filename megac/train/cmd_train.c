@@ -93,7 +93,6 @@ static void say_hello(const mt_run *run)
 
 static mc_status train(mt_run *run, mt_options *o, mt_end *end_out)
 {
-    bool evaluates = o->eval_iters > 0 && (mc_given_int(o->eval_interval) || o->skip_train);
     MC_TRY(mt_source_open(o, DS_TRAIN, false, &run->train.source));
     if (!run->train.source) {
         return MC_FAIL(MC_INVALID,
@@ -103,7 +102,7 @@ static mc_status train(mt_run *run, mt_options *o, mt_end *end_out)
     o->vocab_size = run->e->setup.model.vocab; /* a checkpoint's configuration states it, whoever said it here */
     MC_TRY(mt_setup_lr(&run->e->setup, &run->lr));
     MC_TRY(open_feed(run, &run->train));
-    if (evaluates) {
+    if (mt_setup_evaluates(o)) {
         MC_TRY(mt_source_open(o, DS_VALID, false, &run->valid.source));
         MC_TRY(open_feed(run, &run->valid));
     }
@@ -114,6 +113,10 @@ static mc_status train(mt_run *run, mt_options *o, mt_end *end_out)
     if (o->skip_train) {
         double loss, tokens;
         *end_out = MT_FINISHED;
+        if (!run->valid.loader) {
+            return MC_FAIL(MC_INVALID, "--skip-train: nothing to evaluate on; give validation data (--split, "
+                                       "--valid-data-path) and --eval-iters above 0 or --full-validation");
+        }
         MC_TRY(mt_evaluate(run->e, &run->valid, o->full_validation ? 0 : o->eval_iters, &loss, &tokens));
         return mt_metrics_eval_done(&run->metrics, run->iteration, "valid", loss, tokens);
     }

@@ -119,6 +119,26 @@ ds_loader_config mt_setup_loader(const mt_setup *s, int rank, const ds_source *s
     };
 }
 
+bool mt_setup_evaluates(const mt_options *o)
+{
+    return (o->eval_iters > 0 || o->full_validation) && (mc_given_int(o->eval_interval) || o->skip_train);
+}
+
+/* A training run that evaluates reads ahead from two sets. */
+static size_t loader_bytes(const mt_setup *s, int rank)
+{
+    ds_loader_config c = mt_setup_loader(s, rank, NULL);
+    switch (s->purpose) {
+    case MT_FOR_TRAINING:
+        return ds_loader_plan_bytes(&c) * (mt_setup_evaluates(s->o) ? 2 : 1);
+    case MT_FOR_EVALUATION:
+        return ds_loader_plan_bytes(&c);
+    case MT_FOR_GENERATION:
+        break;
+    }
+    return 0;
+}
+
 mt_memory_request mt_setup_memory(const mt_setup *s, int rank)
 {
     mt_place place = mt_setup_place(s, rank);
@@ -128,7 +148,6 @@ mt_memory_request mt_setup_memory(const mt_setup *s, int rank)
     int n_slots = training ? s->schedule->n_slots(&train) : 0, eval_slots = s->schedule->n_slots(&eval);
     int64_t micro = s->purpose == MT_FOR_GENERATION ? 1 : s->o->micro_batch_size, rows = micro * s->o->seq_length;
     int64_t chunk = s->o->head_chunk_tokens;
-    ds_loader_config loader = mt_setup_loader(s, rank, NULL);
     return (mt_memory_request){
         .model = &s->model,
         .place = place,
@@ -143,7 +162,7 @@ mt_memory_request mt_setup_memory(const mt_setup *s, int rank)
             },
         .optimizer = s->optimizer,
         .n_threads = s->n_threads,
-        .loader_bytes = s->purpose == MT_FOR_GENERATION ? 0 : ds_loader_plan_bytes(&loader),
+        .loader_bytes = loader_bytes(s, rank),
     };
 }
 

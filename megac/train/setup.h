@@ -38,6 +38,8 @@ void mt_setup_fini(mt_setup *s);
 mt_place mt_setup_place(const mt_setup *s, int rank);
 /* Micro-batches of a step of `global_batch` samples. */
 int mt_setup_micros(const mt_setup *s, int64_t global_batch);
+/* Whether a training run reads validation data too. */
+bool mt_setup_evaluates(const mt_options *o);
 /* The loader of `rank`; `source` may be NULL in a plan. */
 ds_loader_config mt_setup_loader(const mt_setup *s, int rank, const ds_source *source);
 /* What `rank` would reserve. */

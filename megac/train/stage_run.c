@@ -105,6 +105,14 @@ static mc_status run_blocks(mt_stage *s, const mt_micro *m, const mt_block_stash
                             mc_tensor h_out)
 {
     int64_t local = tp_local_rows(&s->x.tp, m->batch * m->seq_len);
+    if (s->place.n_layers == 0) { /* embedding or head alone: a dropout of nothing is a copy */
+        ly_embed_finish_fwd copy = {
+            .x = mc_tensor_slice(h_in, 0, 0, local),
+            .h = mc_tensor_slice(h_out, 0, 0, local),
+            .dropout = {.seq_len = m->seq_len},
+        };
+        return s->ly.ops->embed_finish_fwd(&s->ly, &copy);
+    }
     for (int l = 0; l < s->place.n_layers; l++) {
         mt_block_stash full = stashes[l];
         full.h_in = l == 0 ? h_in : full.h_in;
