@@ -102,8 +102,11 @@ ODD_LAYOUTS = {
         "--num-layers 7",
         "--pp 3 --account-for-embedding-in-pipeline-split --account-for-loss-in-pipeline-split",
     ),
-    "embedding alone on a stage": (3, "--num-layers 2", "--pp 3 --decoder-first-pipeline-num-layers 0"),
-    "head alone on a stage": (3, "--num-layers 2", "--pp 3 --decoder-last-pipeline-num-layers 0"),
+    "embedding and head alone on their stages": (
+        3,
+        "--num-layers 1",
+        "--pp 3 --account-for-embedding-in-pipeline-split --account-for-loss-in-pipeline-split",
+    ),
     "three tensor-parallel ranks": (3, "--num-layers 2", "--tp 3"),
     "three with sequence parallel": (3, "--num-layers 2", "--tp 3 --sequence-parallel"),
     "fewer KV heads than ranks": (
