@@ -191,6 +191,12 @@ mc_status mc_file_pread(int fd, const char *path, void *data, size_t bytes, uint
     return read_loop(fd, path, data, bytes, &offset);
 }
 
+void mc_file_will_stream(int fd)
+{
+    /* The result does not matter: some file systems take no hints. */
+    (void)posix_fadvise(fd, 0, 0, POSIX_FADV_SEQUENTIAL);
+}
+
 mc_status mc_file_sync(int fd, const char *path)
 {
     while (fsync(fd) != 0) {

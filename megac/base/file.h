@@ -39,6 +39,9 @@ mc_status mc_file_pwrite(int fd, const char *path, const void *data, size_t byte
 mc_status mc_file_read(int fd, const char *path, void *data, size_t bytes) MC_MUST_CHECK;
 mc_status mc_file_pread(int fd, const char *path, void *data, size_t bytes, uint64_t offset) MC_MUST_CHECK;
 
+/* A hint that the file will be read from start to end: more is read ahead. */
+void mc_file_will_stream(int fd);
+
 /* Until these return, a power cut may undo writes to the file, or creations and renames in the directory. */
 mc_status mc_file_sync(int fd, const char *path) MC_MUST_CHECK;
 mc_status mc_file_sync_dir(const char *path) MC_MUST_CHECK;

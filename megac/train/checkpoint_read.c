@@ -76,6 +76,7 @@ mc_status mt_i_slice_locate(mt_checkpoint *c, const mt_i_slice *slice)
         c->fd = c->open_file = -1;
     }
     MC_TRY(mc_file_open(path, &c->fd));
+    mc_file_will_stream(c->fd);
     c->open_file = slice->file;
     return MC_OK;
 }

@@ -26,7 +26,7 @@ extern "C" {
 enum {
     MT_I_NAME_BYTES = 192, /* "<prefix>.<parameter>" */
     MT_I_FILE_BYTES = 48,  /* "shard_00003_of_00008.safetensors" */
-    MT_I_CHUNK_BYTES = 1 << 20,
+    MT_I_CHUNK_BYTES = 1 << 18,
     MT_I_MAX_METADATA_BYTES = 1 << 30,
     MT_I_MAX_TOKENIZER_BYTES = 1 << 29,
     MT_I_VERSION = 1,

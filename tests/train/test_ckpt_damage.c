@@ -218,7 +218,13 @@ static void test_killed_at_any_moment(void **state)
     const char *dir = *state;
     int64_t at = 20, last = -1;
     FILE *null = fopen("/dev/null", "w");
+    struct timespec begin, end;
+    clock_gettime(CLOCK_MONOTONIC, &begin);
     assert_int_equal(ckpt_save_all(dir, &one, at / 2, (int)(at / 2 % 100)), MC_OK);
+    clock_gettime(CLOCK_MONOTONIC, &end);
+    /* The child lives for up to eight saves, however slow the disk is. */
+    double longest = 8 * ((double)(end.tv_sec - begin.tv_sec) + 1e-9 * (double)(end.tv_nsec - begin.tv_nsec));
+    longest = longest < 0.02 ? 0.02 : longest > 0.5 ? 0.5 : longest;
     for (unsigned k = 0; k < KILLS; k++) {
         mt_checkpoint *c;
         int status;
@@ -228,7 +234,7 @@ static void test_killed_at_any_moment(void **state)
             save_for_ever(dir, at);
         }
         uint32_t r = mc_rng_bits(99, 1, 0, k).w[0];
-        struct timespec wait = {0, 200000 + (long)(r % 25000000)};
+        struct timespec wait = {0, 200000 + (long)(longest * 1e9 * ((double)r / 4294967296.0))};
         nanosleep(&wait, NULL);
         kill(child, SIGKILL);
         assert_int_equal(waitpid(child, &status, 0), child);
@@ -242,7 +248,7 @@ static void test_killed_at_any_moment(void **state)
         last = iteration;
         at = 2 * iteration;
     }
-    assert_true(last > at / 2 - 1 && last > 15); /* some saves were finished */
+    assert_true(last >= 15); /* some saves were finished */
     fclose(null);
 }
 
