@@ -76,10 +76,12 @@ def test_step(name, build_dir, tmp_path):
     want_loss, want = reference_model.step(config, params, batch["tokens"], batch["targets"])
     assert loss == pytest.approx(want_loss, rel=LOSS_TOLERANCE)
     assert set(grads) == set(want)
+    largest = max(np.abs(g).max() for g in want.values())
     for key, g in grads.items():
         assert np.isfinite(g).all(), key
-        top = np.abs(want[key]).max()
-        assert top > 0, f"{key}: the reference gradient is all zeros"
+        # A key norm's bias shifts all scores of a query alike: its gradient is 0 but for rounding, which is measured against
+        # the whole model's.
+        top = max(np.abs(want[key]).max(), 1e-3 * largest)
         error = np.abs(g - want[key]).max()
         assert error <= GRAD_TOLERANCE * top, f"{key}: {error / top:.2e} of the largest gradient"
 
