@@ -1,0 +1,150 @@
+"""The run as a whole: its memory is the plan, its steps allocate nothing, its batch may grow, its end is orderly."""
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+
+import pytest
+from megac_runs import command, metrics, run, train
+
+SHAPE = (
+    "--num-layers 4 --hidden-size 64 --num-attention-heads 4 --seq-length 32 --max-position-embeddings 32 "
+    "--micro-batch-size 1 --lr 1e-3 --mock-data --vocab-size 301"
+).split()
+
+
+def plan(args):
+    return json.loads(run(["plan", *args, "--json"]).stdout)
+
+
+def reserved_mib(stdout):
+    return float(re.search(r"rank 0 reserves ([0-9.]+) MiB", stdout).group(1))
+
+
+@pytest.mark.parametrize(
+    "ranks, flags",
+    [
+        (1, []),
+        (2, ["--tp", "2"]),
+        (2, ["--tp", "2", "--sequence-parallel"]),
+        (4, ["--tp", "2", "--pp", "2"]),
+        (8, ["--tp", "2", "--pp", "2", "--sequence-parallel", "--eval-interval", "2", "--eval-iters", "1"]),
+    ],
+)
+def test_plan_is_what_the_run_reserves_and_no_step_allocates(ranks, flags):
+    args = [*SHAPE, "--global-batch-size", "8", "--train-iters", "6", *flags]
+    done = run(["train", *args, "--num-threads", "1"], ranks)
+    # The plan's table is per rank; --num-threads counts in its host bytes.
+    rank0 = plan([*args, "--num-threads", "1", "--world-size", str(ranks)])["ranks"][0]
+    assert rank0["rank"] == 0
+    assert reserved_mib(done.stdout) == pytest.approx(rank0["total"] / 2**20, abs=0.06)
+    assert "allocations after the first step" not in done.stderr
+
+
+def test_resident_memory_is_the_plan():
+    args = (
+        "--num-layers 6 --hidden-size 384 --num-attention-heads 6 --seq-length 128 --micro-batch-size 4 "
+        "--global-batch-size 4 --lr 1e-3 --mock-data --vocab-size 8192 --train-iters 3 --num-threads 2"
+    ).split()
+    line, env = command(["train", *args])
+    child = subprocess.Popen(line, env=env, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    assert child.returncode == 0
+    planned = plan([*args, "--world-size", "1"])["ranks"][0]["total"]
+    assert planned > 200e6  # large enough that 30 MB do not hide a mistake
+    assert 0.9 * planned < usage.ru_maxrss * 1024 < 1.05 * planned + 30e6
+
+
+def test_1f1b_holds_no_more_than_the_stages():
+    """With PP 4, activations of 16 micro-batches take what those of 4 take; GPipe's take four times as much."""
+
+    def activations(micros, schedule):
+        args = [*SHAPE, "--global-batch-size", str(micros), "--train-iters", "2", "--pp", "4"]
+        return [r["activations"] for r in plan([*args, "--pipeline-schedule", schedule, "--world-size", "4"])["ranks"]]
+
+    f4, f16, g16 = activations(4, "1f1b"), activations(16, "1f1b"), activations(16, "gpipe")
+    # The last stage also keeps the token losses of every micro-batch.
+    assert f16[:3] == f4[:3]
+    assert g16[0] > 3.8 * f16[0]  # both also have the two gradient buffers
+    assert f16[0] > f16[1] > f16[2]
+
+
+@pytest.mark.parametrize("ranks, flags", [(2, []), (4, ["--tp", "2", "--pp", "2"])])
+def test_batch_ramp(ranks, flags, tmp_path):
+    args = [*SHAPE, "--global-batch-size", "16", "--rampup-batch-size", "4", "4", "48", "--train-samples", "120"]
+    want, _ = train(args, 1, tmp_path, "want")
+    got, _ = train([*args, *flags], ranks, tmp_path, "got")
+    sizes = [b["consumed_samples"] - a for a, b in zip([0, *(s["consumed_samples"] for s in want)], want)]
+    assert sizes[0] == 4 and sizes[-1] == 16 and sizes == sorted(sizes) and len(set(sizes)) == 4
+    assert [s["consumed_samples"] for s in got] == [s["consumed_samples"] for s in want]
+    for a, b in zip(got, want):
+        assert a["lm_loss"] == pytest.approx(b["lm_loss"], rel=1e-5)
+
+
+def test_masked_targets_do_not_count(tmp_path):
+    """--eod-mask-loss: the same on any data-parallel layout, though replicas hold different numbers of masked targets."""
+    (tmp_path / "t.txt").write_text("\n".join("abcdefgh"[: 1 + i * 5 % 8] for i in range(3000)))
+    run(["prepare", "--input", tmp_path / "t.txt", "--output-prefix", tmp_path / "t", "--append-eod",
+         "--split-documents-on", "line"])  # fmt: skip
+    shape = [a for a in SHAPE if a != "--mock-data"]
+    at = shape.index("--vocab-size")
+    args = [*shape[:at], "--global-batch-size", "4", "--train-iters", "6", "--data-path", tmp_path / "t", "--split", "1"]
+    plain, _ = train(args, 1, tmp_path, "plain")
+    one, _ = train([*args, "--eod-mask-loss"], 1, tmp_path, "one")
+    four, _ = train([*args, "--eod-mask-loss"], 4, tmp_path, "four")
+    for a, b in zip(four, one):
+        assert a["lm_loss"] == pytest.approx(b["lm_loss"], rel=1e-5)
+    assert one[-1]["lm_loss"] != plain[-1]["lm_loss"]
+
+
+def test_skipped_iterations_change_nothing_but_the_data(tmp_path):
+    args = [*SHAPE, "--global-batch-size", "4", "--train-iters", "6", "--iterations-to-skip", "2", "3"]
+    steps, _ = train(args, 1, tmp_path, "one")
+    assert [s["skipped"] for s in steps] == [False, True, True, False, False, False]
+    assert steps[1]["lm_loss"] is None and steps[-1]["consumed_samples"] == 24
+    two, _ = train(args, 2, tmp_path, "two")
+    assert two[-1]["lm_loss"] == pytest.approx(steps[-1]["lm_loss"], rel=1e-5)
+
+
+def test_a_step_that_is_not_finite_is_skipped_on_all_ranks(tmp_path):
+    args = [*SHAPE, "--global-batch-size", "4", "--train-iters", "4", "--lr-decay-style", "constant", "--lr", "1e38"]
+    for ranks in (1, 2):
+        steps, _ = train(args, ranks, tmp_path, f"r{ranks}")
+        assert [s["skipped"] for s in steps] == [False, True, True, True]
+        assert steps[1]["grad_norm"] is None
+
+
+def test_killed_rank_ends_the_job(tmp_path):
+    args = [*SHAPE, "--global-batch-size", "4", "--train-iters", "100000000", "--metrics-file", tmp_path / "m.jsonl"]
+    line, env = command(["train", *args, "--num-threads", "1"], 2)
+    job = subprocess.Popen(line, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.time() + 30
+        while not ((tmp_path / "m.jsonl").exists() and metrics(tmp_path / "m.jsonl")) and time.time() < deadline:
+            time.sleep(0.1)
+        children = subprocess.run(["pgrep", "-P", str(job.pid)], capture_output=True, text=True).stdout.split()
+        assert len(children) == 2
+        os.kill(int(children[1]), signal.SIGKILL)
+        job.communicate(timeout=20)
+    finally:
+        job.kill()
+    assert job.returncode not in (0, None)
+
+
+def test_metrics_hold_the_contract(tmp_path):
+    args = [*SHAPE, "--global-batch-size", "4", "--train-iters", "3", "--eval-interval", "3", "--eval-iters", "1"]
+    steps, evals = train(args, 1, tmp_path)
+    keys = (
+        "iteration consumed_samples consumed_tokens lm_loss learning_rate grad_norm loss_scale iteration_time_ms "
+        "tokens_per_second model_tflops mfu skipped"
+    ).split()
+    for s in steps:
+        assert set(keys) <= set(s)
+    assert [s["consumed_tokens"] for s in steps] == [128, 256, 384]
+    assert set(evals[0]) >= {"iteration", "valid_loss", "valid_ppl"}
+    # 17 significant digits: the text of a float reads back to the same bits, and is not shortened.
+    text = (tmp_path / "m.jsonl").read_text()
+    assert re.search(r'"lm_loss":\d\.\d{14,}', text)
