@@ -103,7 +103,7 @@ if ! $quick && [ "$suite" != lint ] && [ "$suite" != launch ]; then
     if make_build "$asan" -Doptimization=1 -Ddebug=true -Dwerror=true -Dtests=true -Db_sanitize=address,undefined \
         -Db_lundef=false >"$asan/build.log" 2>&1; then
         say "C tests under sanitizers"
-        ASAN_OPTIONS=detect_leaks=1:detect_stack_use_after_return=1:strict_string_checks=1 \
+        ASAN_OPTIONS=allocator_may_return_null=1:detect_leaks=1:detect_stack_use_after_return=1:strict_string_checks=1 \
             LSAN_OPTIONS=suppressions=$root/tests/lsan.supp:print_suppressions=0 \
             UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
             c_tests sanitizers "$asan" --no-suite lint "${only[@]}"
