@@ -7,7 +7,7 @@ usage() {
     cat <<'EOT'
 usage: launch/quickstart.sh [--text FILE] [--iters N] [--out DIR] [--build-dir DIR] [--no-install] [--dry-run]
   --text FILE      text to learn (blank lines part documents); default: the King James Bible (bible-kjv-text)
-  --iters N        training steps (default 400: about two minutes on two cores)
+  --iters N        training steps (default 900: about two minutes on two cores)
   --out DIR        where the dataset, the checkpoint and the metrics go (default BUILD/quickstart); an earlier
                    quickstart's files there are replaced
   --build-dir DIR  build folder (default: build in the repository)
@@ -18,7 +18,7 @@ EOT
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 caller=$PWD
-text='' iters=400 out='' build=$root/build install=true dry=false
+text='' iters=900 out='' build=$root/build install=true dry=false
 absolute() {
     case $1 in
     /*) echo "$1" ;;
