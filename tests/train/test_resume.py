@@ -184,3 +184,14 @@ def test_inspect_a_checkpoint(saved):
     path, _ = saved
     report = json.loads(run(["inspect", path, "--json", "--verify"]).stdout)
     assert report["iteration"] == 8
+
+
+def test_evaluation_on_ranks_that_the_training_batch_does_not_fit(saved):
+    """A global batch of 4 on three replicas: evaluated in batches of 3."""
+    path, _ = saved
+    args = ["eval", "--load", path, "--mock-data", "--global-batch-size", "4", "--num-threads", "1"]
+    three = run([*args, "--eval-iters", "4"], 3).stdout
+    one = run([*args[:4], "--global-batch-size", "3", "--num-threads", "1", "--eval-iters", "4"]).stdout
+    number = re.compile(r"loss ([0-9.]+) .* over (\d+) tokens")
+    assert number.search(three).groups() == number.search(one).groups()
+    assert number.search(one).group(2) == str(3 * 4 * 16)
