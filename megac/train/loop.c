@@ -146,6 +146,10 @@ mc_status mt_loop(mt_run *run, mt_end *end_out)
     if (!finished(run)) {
         MC_TRY(ds_loader_request(run->train.loader, run->consumed_samples,
                                  mt_setup_micros(&run->e->setup, batch_size(run))));
+    } else if (run->metrics.speaks) {
+        MC_WARN("nothing to train: the run was complete at iteration %lld, after %llu samples; raise --train-%s",
+                (long long)run->iteration, (unsigned long long)run->consumed_samples,
+                mc_given_int(run->o->train_iters) ? "iters" : "samples");
     }
     while (!finished(run) && !stop) {
         mt_metrics_step step;

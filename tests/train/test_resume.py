@@ -92,6 +92,12 @@ def test_without_optimizer_state(saved, tmp_path):
     assert steps[-1]["lm_loss"] != whole[-1]["lm_loss"]  # the moments are not
 
 
+def test_a_complete_run_says_that_nothing_is_left(saved):
+    path, _ = saved
+    done = run(["train", *MOCK, "--train-iters", "8", "--load", path])
+    assert "nothing to train" in done.stderr and "--train-iters" in done.stderr
+
+
 def test_load_if_exists(saved, tmp_path):
     path, _ = saved
     steps, _ = train([*MOCK, "--train-iters", "9", "--load", path, "--load-if-exists"], 1, tmp_path)
