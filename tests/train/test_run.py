@@ -58,6 +58,14 @@ def test_resident_memory_is_the_plan():
     assert 0.9 * planned < usage.ru_maxrss * 1024 < 1.05 * planned + 30e6
 
 
+def test_threads_keep_to_the_bound_cores():
+    """A rank that its launcher bound to one core starts one thread, whatever the machine has."""
+    core = str(min(os.sched_getaffinity(0)))
+    line, env = command(["train", *SHAPE, "--global-batch-size", "4", "--train-iters", "1"])
+    done = subprocess.run(["taskset", "-c", core, *line], env=env, timeout=60, capture_output=True, text=True)
+    assert done.returncode == 0 and ", 1 thread a rank" in done.stdout
+
+
 def test_1f1b_holds_no_more_than_the_stages():
     """With PP 4, activations of 16 micro-batches take what those of 4 take; GPipe's take four times as much."""
 
