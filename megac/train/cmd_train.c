@@ -19,6 +19,19 @@ static mc_status open_feed(mt_run *run, mt_feed *feed)
     return ds_loader_create(&c, &feed->loader);
 }
 
+/* Whether the set is large enough shows now, not at the first evaluation. */
+static mc_status open_valid(mt_run *run)
+{
+    const mt_options *o = run->o;
+    int64_t n_micros;
+    MC_TRY(mt_source_open(o, DS_VALID, false, &run->valid.source));
+    if (!run->valid.source) {
+        return MC_OK;
+    }
+    MC_TRY(mt_evaluation_micros(&run->e->setup, run->valid.source, mt_eval_steps(o), &n_micros));
+    return open_feed(run, &run->valid);
+}
+
 static void close_feed(mt_feed *feed)
 {
     ds_loader_destroy(feed->loader);
@@ -103,8 +116,7 @@ static mc_status train(mt_run *run, mt_options *o, mt_end *end_out)
     MC_TRY(mt_setup_lr(&run->e->setup, &run->lr));
     MC_TRY(open_feed(run, &run->train));
     if (mt_setup_evaluates(o)) {
-        MC_TRY(mt_source_open(o, DS_VALID, false, &run->valid.source));
-        MC_TRY(open_feed(run, &run->valid));
+        MC_TRY(open_valid(run));
     }
     MC_TRY(open_metrics(run));
     say_hello(run);
@@ -117,7 +129,7 @@ static mc_status train(mt_run *run, mt_options *o, mt_end *end_out)
             return MC_FAIL(MC_INVALID, "--skip-train: nothing to evaluate on; give validation data (--split, "
                                        "--valid-data-path) and --eval-iters above 0 or --full-validation");
         }
-        MC_TRY(mt_evaluate(run->e, &run->valid, o->full_validation ? 0 : o->eval_iters, &loss, &tokens));
+        MC_TRY(mt_evaluate(run->e, &run->valid, mt_eval_steps(o), &loss, &tokens));
         return mt_metrics_eval_done(&run->metrics, run->iteration, "valid", loss, tokens);
     }
     return mt_loop(run, end_out);

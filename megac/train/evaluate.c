@@ -16,21 +16,33 @@ static mc_status add_batch(mt_engine *e, const mt_feed *feed, uint64_t first, in
     return MC_OK;
 }
 
-mc_status mt_evaluate(mt_engine *e, const mt_feed *feed, int64_t n_steps, double *loss_out, double *tokens_out)
+mc_status mt_evaluation_micros(const mt_setup *s, const ds_source *source, int64_t n_steps, int64_t *n_out)
 {
-    const mt_setup *s = &e->setup;
     int64_t per_micro = s->o->micro_batch_size * s->grid.size[MC_AXIS_DP];
-    int64_t n_micros = (int64_t)(ds_source_epoch_samples(feed->source) / (uint64_t)per_micro);
+    int64_t n_micros = (int64_t)(ds_source_epoch_samples(source) / (uint64_t)per_micro);
     if (n_steps > 0) {
         n_micros = n_steps * s->max_micro;
+    }
+    if (n_micros == 0 && s->o->mock_data) {
+        return MC_FAIL(MC_INVALID, "--mock-data has no end that an evaluation of all of it could reach; give "
+                                   "--eval-iters N, without --full-validation");
     }
     if (n_micros == 0) {
         return MC_FAIL(MC_INPUT,
                        "the evaluation data has %llu windows of %lld tokens, fewer than one micro-batch on every "
                        "data-parallel rank (%lld); use a smaller --micro-batch-size or a larger share of --split",
-                       (unsigned long long)ds_source_epoch_samples(feed->source), (long long)s->o->seq_length,
+                       (unsigned long long)ds_source_epoch_samples(source), (long long)s->o->seq_length,
                        (long long)per_micro);
     }
+    *n_out = n_micros;
+    return MC_OK;
+}
+
+mc_status mt_evaluate(mt_engine *e, const mt_feed *feed, int64_t n_steps, double *loss_out, double *tokens_out)
+{
+    const mt_setup *s = &e->setup;
+    int64_t per_micro = s->o->micro_batch_size * s->grid.size[MC_AXIS_DP], n_micros;
+    MC_TRY(mt_evaluation_micros(s, feed->source, n_steps, &n_micros));
     double sums[2] = {0, 0};
     for (int64_t done = 0; done < n_micros; done += s->max_micro) {
         int n = n_micros - done < s->max_micro ? (int)(n_micros - done) : s->max_micro;

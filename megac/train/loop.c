@@ -19,11 +19,14 @@ static int64_t batch_size(const mt_run *run)
     return mt_batch_size_at(&run->e->setup.batch, run->consumed_samples);
 }
 
+/* By samples, the run ends where the next step would exceed them, as mt_batch_iterations counts (Megatron-LM's rule).
+ */
 static bool finished(const mt_run *run)
 {
     const mt_options *o = run->o;
-    return mc_given_int(o->train_iters) ? run->iteration >= o->train_iters
-                                        : run->consumed_samples >= (uint64_t)o->train_samples;
+    return mc_given_int(o->train_iters)
+               ? run->iteration >= o->train_iters
+               : run->consumed_samples + (uint64_t)batch_size(run) > (uint64_t)o->train_samples;
 }
 
 /* Whether --iterations-to-skip names the coming iteration. */
@@ -102,7 +105,7 @@ static mc_status evaluate_if_due(mt_run *run)
     if (!run->valid.loader || !mc_given_int(o->eval_interval) || run->iteration % o->eval_interval != 0) {
         return MC_OK;
     }
-    MC_TRY(mt_evaluate(run->e, &run->valid, o->full_validation ? 0 : o->eval_iters, &loss, &tokens));
+    MC_TRY(mt_evaluate(run->e, &run->valid, mt_eval_steps(o), &loss, &tokens));
     return mt_metrics_eval_done(&run->metrics, run->iteration, "valid", loss, tokens);
 }
 
@@ -143,6 +146,10 @@ mc_status mt_loop(mt_run *run, mt_end *end_out)
     if (!finished(run)) {
         MC_TRY(ds_loader_request(run->train.loader, run->consumed_samples,
                                  mt_setup_micros(&run->e->setup, batch_size(run))));
+    } else if (run->metrics.speaks) {
+        MC_WARN("nothing to train: the run was complete at iteration %lld, after %llu samples; raise --train-%s",
+                (long long)run->iteration, (unsigned long long)run->consumed_samples,
+                mc_given_int(run->o->train_iters) ? "iters" : "samples");
     }
     while (!finished(run) && !stop) {
         mt_metrics_step step;

@@ -51,8 +51,8 @@ mc_status mt_memory_measure(const mt_memory_request *rq, mt_memory_plan *plan_ou
     mc_comm tp = mc_comm_plan("tp", p->tp_rank, p->tp), dp = mc_comm_plan("dp", p->dp_rank, p->dp);
     mt_grad_comms comms = {&tp, &tp, &tp, &tp};
     MC_TRY(mc_device_open("cpu", 0, &dev));
-    MC_TRY(ly_ops_get("plan", &ly.ops));
-    MC_TRY(mt_stage_create(rq->model, p, &rq->sizes, &ly, &tp, &dev, &a, &stage));
+    MC_TRY_GOTO(st, ly_ops_get("plan", &ly.ops), undo_stage);
+    MC_TRY_GOTO(st, mt_stage_create(rq->model, p, &rq->sizes, &ly, &tp, &dev, &a, &stage), undo_stage);
     if (rq->sizes.n_slots > 0) {
         MC_TRY_GOTO(st, mt_optimizer_create(&rq->optimizer, stage, &dp, &comms, 1, &optimizer), undo_stage);
     }

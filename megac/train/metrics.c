@@ -69,7 +69,8 @@ static void write_step(const mt_metrics *m, const mt_metrics_step *s)
 static void print_progress(const mt_metrics *m, const mt_metrics_step *s)
 {
     double rate = (double)m->window_tokens / m->window_seconds;
-    char of[32] = "", left[48] = "", mfu[64] = "";
+    int64_t trained = m->window_steps - m->window_skipped;
+    char of[32] = "", left[48] = "", mfu[64] = "", skipped[48] = "";
     if (m->total_iterations > 0) {
         int64_t seconds =
             (int64_t)((double)(m->total_iterations - s->iteration) * m->window_seconds / (double)m->window_steps);
@@ -82,9 +83,12 @@ static void print_progress(const mt_metrics *m, const mt_metrics_step *s)
                  100 * rate * m->flops_per_token_causal / m->peak_flops,
                  100 * rate * m->flops_per_token_full / m->peak_flops);
     }
+    if (m->window_skipped > 0) {
+        snprintf(skipped, sizeof skipped, " | skipped %" PRId64 " of %" PRId64, m->window_skipped, m->window_steps);
+    }
     printf("iteration %" PRId64 "%s | loss %.6f | lr %.3e | grad norm %.4f | %.0f tokens/s | %.3g TFLOP/s%s%s%s\n",
-           s->iteration, of, m->window_loss / (double)m->window_steps, s->learning_rate, s->grad_norm, rate,
-           rate * m->flops_per_token_causal * 1e-12, mfu, left, s->skipped ? " | skipped: gradient not finite" : "");
+           s->iteration, of, trained > 0 ? m->window_loss / (double)trained : NAN, s->learning_rate, s->grad_norm, rate,
+           rate * m->flops_per_token_causal * 1e-12, mfu, left, skipped);
     fflush(stdout);
 }
 
@@ -95,7 +99,8 @@ mc_status mt_metrics_step_done(mt_metrics *m, const mt_metrics_step *s)
     }
     m->window_seconds += s->seconds;
     m->window_tokens += s->tokens;
-    m->window_loss += s->loss;
+    m->window_loss += s->skipped ? 0 : s->loss;
+    m->window_skipped += s->skipped;
     m->window_steps++;
     if (m->file) {
         write_step(m, s);
@@ -103,7 +108,7 @@ mc_status mt_metrics_step_done(mt_metrics *m, const mt_metrics_step *s)
     if (s->iteration % m->log_interval == 0 || s->iteration == m->total_iterations) {
         print_progress(m, s);
         m->window_seconds = m->window_loss = 0;
-        m->window_tokens = m->window_steps = 0;
+        m->window_tokens = m->window_steps = m->window_skipped = 0;
     }
     return check_file(m);
 }

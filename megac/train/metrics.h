@@ -22,8 +22,8 @@ typedef struct mt_metrics {
     int64_t total_iterations;                            /* 0: unknown (sample-based run with a ramp) */
     int64_t log_interval;
     /* Since the last progress line. */
-    double window_seconds, window_loss;
-    int64_t window_tokens, window_steps;
+    double window_seconds, window_loss; /* the loss of steps that were not skipped */
+    int64_t window_tokens, window_steps, window_skipped;
 } mt_metrics;
 
 typedef struct mt_metrics_step {

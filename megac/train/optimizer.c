@@ -205,15 +205,19 @@ static mc_status update(mt_optimizer *o, double lr, double weight_decay, double 
     return MC_OK;
 }
 
-/* Embedding and output layer may have a learning rate of their own: their segments carry the ratio. */
-static void set_lr_ratio(mt_optimizer *o, double lr, double decoupled_lr)
+/* Embedding and output layer may have a learning rate of their own: segments carry the ratio to the rate that is
+ * returned, which is `lr` unless that is 0. */
+static double set_lr_ratio(mt_optimizer *o, double lr, double decoupled_lr)
 {
-    float ratio = lr > 0 ? (float)(decoupled_lr / lr) : 1.0f;
+    double base = lr > 0 ? lr : decoupled_lr;
+    float own = base > 0 ? (float)(decoupled_lr / base) : 1, others = lr > 0 ? 1 : 0;
     const mt_params *p = &o->stage->params;
     for (int i = 0, seg = 0; i < p->n_rows; i++) {
-        o->segments[seg].lr_mult = p->rows[i].decoupled_lr ? ratio : 1.0f;
-        seg += p->rows[i].grad_sum == MT_SUM_KV_REPLICAS ? 2 : 1;
+        for (int n = p->rows[i].grad_sum == MT_SUM_KV_REPLICAS ? 2 : 1; n > 0; n--) {
+            o->segments[seg++].lr_mult = p->rows[i].decoupled_lr ? own : others;
+        }
     }
+    return base;
 }
 
 mc_status mt_optimizer_step(mt_optimizer *o, double lr, double decoupled_lr, double weight_decay, double loss_sum,
@@ -228,6 +232,6 @@ mc_status mt_optimizer_step(mt_optimizer *o, double lr, double decoupled_lr, dou
         return MC_OK;
     }
     o->steps++;
-    set_lr_ratio(o, lr, decoupled_lr);
-    return update(o, lr, weight_decay, clip > 0 && norm > clip ? clip / (norm + 1e-6) : 1.0);
+    return update(o, set_lr_ratio(o, lr, decoupled_lr), weight_decay,
+                  clip > 0 && norm > clip ? clip / (norm + 1e-6) : 1.0);
 }

@@ -47,6 +47,10 @@ mc_status mt_source_open(const mt_options *o, ds_split which, bool whole, ds_sou
 /* Trains until --train-iters, --train-samples, --exit-interval or --exit-duration-in-mins. */
 mc_status mt_loop(mt_run *run, mt_end *end_out) MC_MUST_CHECK;
 
+/* Micro-batches on every data-parallel rank that mt_evaluate would run; MC_INVALID or MC_INPUT where there is not one.
+ */
+mc_status mt_evaluation_micros(const mt_setup *s, const ds_source *source, int64_t n_steps,
+                               int64_t *n_out) MC_MUST_CHECK;
 /* Mean loss over `n_steps` global batches of the feed, from its first sample on; n_steps 0: all of it, up to what does
  * not fill a micro-batch on every rank. Collective. */
 mc_status mt_evaluate(mt_engine *e, const mt_feed *feed, int64_t n_steps, double *loss_out,

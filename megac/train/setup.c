@@ -1,5 +1,6 @@
 #include "megac/train/setup.h"
 
+#include <sched.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -31,7 +32,20 @@ static mc_status set_layers(mt_setup *s)
 static mc_status set_batch(mt_setup *s)
 {
     mt_batch_config c = mt_options_batch(s->o);
+    if (s->purpose != MT_FOR_TRAINING) {
+        /* The batch that was trained with need not fit these ranks: the nearest smaller one that does. */
+        int64_t unit = c.micro_batch * c.data_parallel, fits = c.global_batch / unit;
+        c = (mt_batch_config){.global_batch = (fits > 1 ? fits : 1) * unit,
+                              .micro_batch = c.micro_batch,
+                              .data_parallel = c.data_parallel};
+    }
     MC_TRY(mt_batch_init(&s->batch, &c));
+    int64_t samples = s->o->train_samples;
+    if (s->purpose == MT_FOR_TRAINING && mc_given_int(samples) && !s->o->skip_train &&
+        mt_batch_iterations(&s->batch, 0, (uint64_t)samples) == 0) {
+        return MC_FAIL(MC_INVALID, "--train-samples %lld: fewer than the first step's batch of %lld; train for more",
+                       (long long)samples, (long long)mt_batch_size_at(&s->batch, 0));
+    }
     s->max_micro = mt_setup_micros(s, mt_batch_max(&s->batch));
     return MC_OK;
 }
@@ -50,7 +64,11 @@ static mt_optimizer_config optimizer_config(const mt_options *o)
 
 static int threads(const mt_options *o, int local_size)
 {
-    long cores = sysconf(_SC_NPROCESSORS_ONLN), share = cores / (local_size > 0 ? local_size : 1);
+    long share = sysconf(_SC_NPROCESSORS_ONLN) / (local_size > 0 ? local_size : 1);
+    cpu_set_t own; /* a launcher or a batch system may have bound this rank to fewer cores than its share */
+    if (sched_getaffinity(0, sizeof own, &own) == 0 && CPU_COUNT(&own) < share) {
+        share = CPU_COUNT(&own);
+    }
     return o->num_threads > 0 ? (int)o->num_threads : share < 1 ? 1 : (int)share;
 }
 
@@ -121,7 +139,13 @@ ds_loader_config mt_setup_loader(const mt_setup *s, int rank, const ds_source *s
 
 bool mt_setup_evaluates(const mt_options *o)
 {
-    return (o->eval_iters > 0 || o->full_validation) && (mc_given_int(o->eval_interval) || o->skip_train);
+    bool data = o->mock_data || o->data_path.n > 0 || o->valid_data_path.n > 0;
+    return data && (o->eval_iters > 0 || o->full_validation) && (mc_given_int(o->eval_interval) || o->skip_train);
+}
+
+int64_t mt_eval_steps(const mt_options *o)
+{
+    return o->full_validation ? 0 : o->eval_iters;
 }
 
 /* A training run that evaluates reads ahead from two sets. */

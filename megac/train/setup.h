@@ -40,6 +40,8 @@ mt_place mt_setup_place(const mt_setup *s, int rank);
 int mt_setup_micros(const mt_setup *s, int64_t global_batch);
 /* Whether a training run reads validation data too. */
 bool mt_setup_evaluates(const mt_options *o);
+/* Global batches of one evaluation inside a training run; 0: all of the set (--full-validation). */
+int64_t mt_eval_steps(const mt_options *o);
 /* The loader of `rank`; `source` may be NULL in a plan. */
 ds_loader_config mt_setup_loader(const mt_setup *s, int rank, const ds_source *source);
 /* What `rank` would reserve. */

@@ -92,6 +92,12 @@ def test_without_optimizer_state(saved, tmp_path):
     assert steps[-1]["lm_loss"] != whole[-1]["lm_loss"]  # the moments are not
 
 
+def test_a_complete_run_says_that_nothing_is_left(saved):
+    path, _ = saved
+    done = run(["train", *MOCK, "--train-iters", "8", "--load", path])
+    assert "nothing to train" in done.stderr and "--train-iters" in done.stderr
+
+
 def test_load_if_exists(saved, tmp_path):
     path, _ = saved
     steps, _ = train([*MOCK, "--train-iters", "9", "--load", path, "--load-if-exists"], 1, tmp_path)
@@ -184,3 +190,14 @@ def test_inspect_a_checkpoint(saved):
     path, _ = saved
     report = json.loads(run(["inspect", path, "--json", "--verify"]).stdout)
     assert report["iteration"] == 8
+
+
+def test_evaluation_on_ranks_that_the_training_batch_does_not_fit(saved):
+    """A global batch of 4 on three replicas: evaluated in batches of 3."""
+    path, _ = saved
+    args = ["eval", "--load", path, "--mock-data", "--global-batch-size", "4", "--num-threads", "1"]
+    three = run([*args, "--eval-iters", "4"], 3).stdout
+    one = run([*args[:4], "--global-batch-size", "3", "--num-threads", "1", "--eval-iters", "4"]).stdout
+    number = re.compile(r"loss ([0-9.]+) .* over (\d+) tokens")
+    assert number.search(three).groups() == number.search(one).groups()
+    assert number.search(one).group(2) == str(3 * 4 * 16)

@@ -58,6 +58,14 @@ def test_resident_memory_is_the_plan():
     assert 0.9 * planned < usage.ru_maxrss * 1024 < 1.05 * planned + 30e6
 
 
+def test_threads_keep_to_the_bound_cores():
+    """A rank that its launcher bound to one core starts one thread, whatever the machine has."""
+    core = str(min(os.sched_getaffinity(0)))
+    line, env = command(["train", *SHAPE, "--global-batch-size", "4", "--train-iters", "1"])
+    done = subprocess.run(["taskset", "-c", core, *line], env=env, timeout=60, capture_output=True, text=True)
+    assert done.returncode == 0 and ", 1 thread a rank" in done.stdout
+
+
 def test_1f1b_holds_no_more_than_the_stages():
     """With PP 4, activations of 16 micro-batches take what those of 4 take; GPipe's take four times as much."""
 
@@ -127,11 +135,69 @@ def test_killed_rank_ends_the_job(tmp_path):
             time.sleep(0.1)
         children = subprocess.run(["pgrep", "-P", str(job.pid)], capture_output=True, text=True).stdout.split()
         assert len(children) == 2
-        os.kill(int(children[1]), signal.SIGKILL)
-        job.communicate(timeout=20)
+        victim = next(c for c in children if b"OMPI_COMM_WORLD_RANK=1\0" in open(f"/proc/{c}/environ", "rb").read())
+        os.kill(int(victim), signal.SIGKILL)
+        _, stderr = job.communicate(timeout=10)
     finally:
         job.kill()
     assert job.returncode not in (0, None)
+    # mpirun names the dead rank too; this line is megac's, and says what the other rank was waiting for.
+    assert re.search(rf"megac.*error: rank 1 \(process {victim}\) is gone while \w+ of \w+", stderr)
+
+
+def test_one_rank_that_fails_ends_the_job(tmp_path):
+    """Only rank 0 opens the metrics file; the others would wait for it in the first step."""
+    args = [*SHAPE, "--global-batch-size", "4", "--train-iters", "3", "--metrics-file", tmp_path / "none" / "m"]
+    # The deadline of a collective is 600 s: rank 1 must not wait for that.
+    done = run(["train", *args, "--num-threads", "1"], 2, expect=2, timeout=30)
+    assert done.stderr.count("--metrics-file") == 1
+
+
+def test_samples_that_fill_no_step_are_left_out(tmp_path):
+    """--train-samples 10 in batches of 4 is two steps, as Megatron-LM counts; less than one step is an error."""
+    args = [*SHAPE, "--global-batch-size", "4"]
+    steps, _ = train([*args, "--train-samples", "10"], 1, tmp_path)
+    assert [s["consumed_samples"] for s in steps] == [4, 8]
+    done = run(["train", *args, "--train-samples", "3"], expect=2)
+    assert "--train-samples 3" in done.stderr
+    # A ramp (4 samples up to 8, then 8) that ends between two steps: the last step would reach 24.
+    ramp = [*SHAPE, "--global-batch-size", "8", "--rampup-batch-size", "4", "4", "8", "--train-samples", "22"]
+    steps, _ = train(ramp, 2, tmp_path)
+    assert [s["consumed_samples"] for s in steps] == [4, 8, 16]
+
+
+@pytest.mark.parametrize("ranks, flags", [(1, []), (2, ["--pp", "2"]), (2, [])])
+def test_evaluation_leaves_training_alone(ranks, flags, tmp_path):
+    """With an evaluation after every step, dropout on, the run keeps every bit. PP 2: one training slot on the last
+    stage, two in evaluation."""
+    args = [*SHAPE, "--global-batch-size", "4", "--train-iters", "5", "--hidden-dropout", "0.1", *flags]
+    without, none = train([*args, "--eval-iters", "0"], ranks, tmp_path, "without")
+    steps, evals = train([*args, "--eval-interval", "1", "--eval-iters", "2"], ranks, tmp_path, "with")
+    assert none == [] and len(evals) == 5
+    for a, b in zip(steps, without):
+        assert (a["lm_loss"], a["grad_norm"]) == (b["lm_loss"], b["grad_norm"])
+
+
+def test_evaluation_that_cannot_run_is_refused_at_the_start(tmp_path):
+    args = [*SHAPE, "--global-batch-size", "4", "--train-iters", "3", "--eval-interval", "2", "--full-validation"]
+    done = run(["train", *args, "--metrics-file", tmp_path / "m.jsonl"], expect=2)
+    assert "--mock-data" in done.stderr and "--eval-iters" in done.stderr
+    assert not (tmp_path / "m.jsonl").exists()
+
+
+def test_progress_leaves_skipped_steps_out_of_the_mean():
+    args = [*SHAPE, "--global-batch-size", "4", "--train-iters", "4", "--iterations-to-skip", "2", "--log-interval", "4"]
+    line = next(l for l in run(["train", *args]).stdout.splitlines() if l.startswith("iteration 4/4"))
+    assert re.search(r"loss 5\.\d+ ", line) and line.endswith("| skipped 1 of 4")
+
+
+def test_decoupled_rate_works_alone(tmp_path):
+    """--lr 0 --decoupled-lr trains the embedding and nothing else."""
+    args = [*SHAPE, "--global-batch-size", "4", "--train-iters", "8", "--lr-decay-style", "constant", "--lr", "0"]
+    frozen, _ = train(args, 1, tmp_path, "frozen")
+    moving, _ = train([*args, "--decoupled-lr", "1e-2"], 1, tmp_path, "moving")
+    assert moving[0]["lm_loss"] == frozen[0]["lm_loss"]
+    assert moving[-1]["lm_loss"] < frozen[-1]["lm_loss"] - 0.05
 
 
 def test_metrics_hold_the_contract(tmp_path):
