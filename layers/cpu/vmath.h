@@ -78,15 +78,18 @@ LY_INLINE ly_vf ly_vlog(ly_vf x)
     static const float c[] = {3.333331197e-01f,  -2.500000872e-01f, 2.000216714e-01f,
                               -1.666809016e-01f, 1.421855293e-01f,  -1.240308633e-01f,
                               1.189352495e-01f,  -1.169432444e-01f, 6.757530884e-02f};
-    /* x = 2^k m with m in [sqrt(1/2), sqrt(2)): subtracting the bits of sqrt(1/2) moves the cut there. */
-    ly_vi b = ly_visub(ly_vbits(x), ly_viset1(0x3f3504f3)), k = ly_visra(b, 23);
+    const float inf = __builtin_inff();
+    /* The arithmetic runs on 1 where the result is special. */
+    ly_vf y = ly_vselect(ly_vlt(x, ly_vset1(inf)), x, ly_vset1(1.0f));
+    y = ly_vselect(ly_vlt(y, ly_vset1(1.17549435e-38f)), ly_vset1(1.0f), y);
+    /* y = 2^k m with m in [sqrt(1/2), sqrt(2)): subtracting the bits of sqrt(1/2) moves the cut there. */
+    ly_vi b = ly_visub(ly_vbits(y), ly_viset1(0x3f3504f3)), k = ly_visra(b, 23);
     ly_vf m = ly_vfrombits(ly_viadd(ly_viand(b, ly_viset1(0x007fffff)), ly_viset1(0x3f3504f3)));
     ly_vf f = ly_vsub(m, ly_vset1(1.0f)), n = ly_vtofloat(k), ff = ly_vmul(f, f);
     ly_vf p = ly_vmul(ly_vmul(ly_vpoly(f, c, 9), f), ff);
     p = ly_vfma(n, ly_vset1(-2.12194440e-4f), p);
     p = ly_vfma(ly_vset1(-0.5f), ff, p);
     ly_vf r = ly_vfma(n, ly_vset1(0.693359375f), ly_vadd(f, p));
-    const float inf = __builtin_inff();
     r = ly_vselect(ly_vlt(x, ly_vset1(inf)), r, x); /* inf and NaN stand for themselves */
     r = ly_vselect(ly_vlt(x, ly_vset1(1.17549435e-38f)), ly_vset1(-inf), r);
     return ly_vselect(ly_vlt(x, ly_vzero()), ly_vset1(__builtin_nanf("")), r);

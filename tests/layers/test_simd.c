@@ -129,13 +129,10 @@ static void test_philox_matches_scalar(void **state)
     }
 }
 
-int main(void)
+int lt_simd_tests(void);
+
+int lt_simd_tests(void)
 {
-    const ly_ops *ops = NULL;
-    if (ly_ops_get(LY_CPU_BACKEND, &ops) != MC_OK) {
-        puts("skipped: " LY_CPU_BACKEND " does not run on this processor");
-        return 77;
-    }
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_functions),
         cmocka_unit_test(test_folds_and_tails),
