@@ -76,6 +76,12 @@ static int64_t local_elems(const mt_param *row)
     return row->local_dims[0] * (row->n_dims == 2 ? row->local_dims[1] : 1);
 }
 
+/* Glorot and Bengio 2010: uniform between -limit and limit. */
+static float xavier_limit(int64_t rows, int64_t cols)
+{
+    return sqrtf(6.0f / (float)(rows + cols));
+}
+
 /* Adds a row and returns its number, or -1 when the model has no such tensor. */
 static int add_row(builder *b, const spec *s, int layer, uint32_t stream)
 {
@@ -90,7 +96,7 @@ static int add_row(builder *b, const spec *s, int layer, uint32_t stream)
         .layer = layer,
         .decay = s->decay,
         .init = s->init,
-        .init_std = s->std,
+        .init_std = s->init == MT_INIT_XAVIER ? xavier_limit(s->dims[0], s->dims[1]) : s->std,
         .init_stream = mc_rng_stream(MC_RNG_INIT, stream),
         .grad_sum = s->sum,
     };
@@ -222,6 +228,10 @@ static void add_outer(builder *b, mt_outer_param which)
     if (row >= 0) {
         b->out->rows[row].decoupled_lr = which == MT_WORD_EMBEDDINGS || which == MT_OUTPUT_WEIGHT;
     }
+    if (row >= 0 && b->out->rows[row].init == MT_INIT_XAVIER) {
+        /* By the real vocabulary: the padded one depends on the layout, initial values must not. */
+        b->out->rows[row].init_std = xavier_limit(c->vocab, C);
+    }
     if (which == MT_OUTPUT_WEIGHT && copy) {
         b->out->rows[row].counts_in_norm = false;
         b->out->rows[row].writes = false;
@@ -287,8 +297,7 @@ static void init_run(const mt_param *r, uint32_t seed, int64_t first, int64_t co
     if (r->init == MT_INIT_NORMAL) {
         mc_rng_normal(seed, r->init_stream, (uint64_t)first, count, r->init_std, out);
     } else if (r->init == MT_INIT_XAVIER) {
-        float limit = sqrtf(6.0f / (float)(r->global_dims[0] + r->global_dims[1]));
-        mc_rng_uniform_fill(seed, r->init_stream, (uint64_t)first, count, limit, out);
+        mc_rng_uniform_fill(seed, r->init_stream, (uint64_t)first, count, r->init_std, out);
     } else {
         for (int64_t i = 0; i < count; i++) {
             out[i] = r->init == MT_INIT_ONE ? 1.0f : 0.0f;
