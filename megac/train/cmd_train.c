@@ -121,7 +121,7 @@ static mc_status train(mt_run *run, mt_options *o, mt_end *end_out)
     MC_TRY(open_metrics(run));
     say_hello(run);
     MC_TRY(load(run));
-    mt_session_started();
+    MC_TRY(mt_session_started(run->world));
     if (o->skip_train) {
         double loss, tokens;
         *end_out = MT_FINISHED;
