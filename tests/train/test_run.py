@@ -214,3 +214,13 @@ def test_metrics_hold_the_contract(tmp_path):
     # 17 significant digits: the text of a float reads back to the same bits, and is not shortened.
     text = (tmp_path / "m.jsonl").read_text()
     assert re.search(r'"lm_loss":\d\.\d{14,}', text)
+
+
+def test_start_up_is_told_once(tmp_path):
+    """Flags without effect are reported by one rank, not by all."""
+    args = [*SHAPE, "--global-batch-size", "6", "--train-iters", "1", "--sequence-parallel", "--eod-mask-loss"]
+    messages = run(["train", *args, "--num-threads", "1"], 3).stderr.splitlines()
+    warnings = [m for m in messages if "warning" in m]
+    assert len(warnings) == 2
+    assert warnings[0].startswith("megac: warning: --sequence-parallel")
+    assert warnings[1].startswith("megac: warning: --eod-mask-loss")
