@@ -113,6 +113,7 @@ def test_skipped_iterations_change_nothing_but_the_data(tmp_path):
     steps, _ = train(args, 1, tmp_path, "one")
     assert [s["skipped"] for s in steps] == [False, True, True, False, False, False]
     assert steps[1]["lm_loss"] is None and steps[-1]["consumed_samples"] == 24
+    assert steps[1]["tokens_per_second"] == 0 and steps[3]["tokens_per_second"] > 0
     two, _ = train(args, 2, tmp_path, "two")
     assert two[-1]["lm_loss"] == pytest.approx(steps[-1]["lm_loss"], rel=1e-5)
 
