@@ -225,3 +225,14 @@ def test_start_up_is_told_once(tmp_path):
     assert len(warnings) == 2
     assert warnings[0].startswith("megac: warning: --sequence-parallel")
     assert warnings[1].startswith("megac: warning: --eod-mask-loss")
+
+
+def test_skip_train_evaluates_without_length_or_rate(tmp_path):
+    text = " ".join(SHAPE)
+    args = text.replace("--lr 1e-3 ", "").split()
+    evaluate = ["--skip-train", "--eval-iters", "2", "--global-batch-size", "4"]
+    steps, evals = train([*args, *evaluate], 1, tmp_path, "skip")
+    trained = [*SHAPE, "--train-iters", "1", "--lr-decay-style", "constant", "--lr", "1e-30"]
+    _, want = train([*trained, "--eval-interval", "1", *evaluate[1:]], 1, tmp_path, "want")
+    assert not steps and len(evals) == 1
+    assert evals[0]["valid_loss"] == pytest.approx(want[0]["valid_loss"], rel=1e-6)
