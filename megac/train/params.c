@@ -177,12 +177,31 @@ static void add_block(builder *b, int local_layer)
     }
 }
 
+/* What sets the vocabulary's tensors apart. `copy`: of a tensor that the first stage counts and stores. */
+static void mark_outer(const mt_model_config *c, mt_outer_param which, bool copy, mt_param *row)
+{
+    if (which != MT_WORD_EMBEDDINGS && which != MT_OUTPUT_WEIGHT) {
+        return;
+    }
+    row->decoupled_lr = true;
+    if (row->init == MT_INIT_XAVIER) {
+        /* By the real vocabulary: the padded one depends on the layout, initial values must not. */
+        row->init_std = xavier_limit(c->vocab, c->hidden);
+    }
+    if (which == MT_OUTPUT_WEIGHT && copy) {
+        row->counts_in_norm = false;
+        row->writes = false;
+    }
+}
+
 static void add_outer(builder *b, mt_outer_param which)
 {
     const mt_model_config *c = b->c;
     mt_grad_sum rows_sum = b->p->sequence_parallel && b->p->tp > 1 ? MT_SUM_TP : MT_SUM_NONE;
     mt_init gamma = c->norm_one_plus_gamma ? MT_INIT_ZERO : MT_INIT_ONE;
     mt_init weight = c->init_xavier ? MT_INIT_XAVIER : MT_INIT_NORMAL;
+    /* Megatron-LM's rule: embeddings follow the matrices unless they have a deviation of their own. */
+    mt_init table = c->init_xavier && c->embedding_init_std == c->init_std ? MT_INIT_XAVIER : MT_INIT_NORMAL;
     int64_t C = c->hidden;
     bool embedding = mt_has_embedding(b->p), head = mt_has_head(b->p), both = embedding && head;
     /* A tied output layer is the embedding under its own name: the last stage of a pipeline holds a copy, which starts
@@ -192,7 +211,7 @@ static void add_outer(builder *b, mt_outer_param which)
         [MT_WORD_EMBEDDINGS] = {"embedding.word_embeddings.weight",
                                 {c->padded_vocab, C},
                                 ROWS,
-                                MT_INIT_NORMAL,
+                                table,
                                 c->embedding_init_std,
                                 true,
                                 embedding,
@@ -200,7 +219,7 @@ static void add_outer(builder *b, mt_outer_param which)
         [MT_POSITION_EMBEDDINGS] = {"embedding.position_embeddings.weight",
                                     {c->max_positions, C},
                                     WHOLE,
-                                    MT_INIT_NORMAL,
+                                    table,
                                     c->embedding_init_std,
                                     true,
                                     embedding && c->position == MT_POSITION_LEARNED,
@@ -217,7 +236,7 @@ static void add_outer(builder *b, mt_outer_param which)
         [MT_OUTPUT_WEIGHT] = {c->tied ? "embedding.word_embeddings.weight" : "output_layer.weight",
                               {c->padded_vocab, C},
                               ROWS,
-                              c->tied ? MT_INIT_NORMAL : weight,
+                              c->tied ? table : weight,
                               c->tied ? c->embedding_init_std : c->init_std,
                               true,
                               c->tied ? copy : head,
@@ -226,15 +245,7 @@ static void add_outer(builder *b, mt_outer_param which)
     mt_outer_param number = which == MT_OUTPUT_WEIGHT && c->tied ? MT_WORD_EMBEDDINGS : which;
     int row = add_row(b, &specs[which], -1, OUTER_STREAM + (uint32_t)number);
     if (row >= 0) {
-        b->out->rows[row].decoupled_lr = which == MT_WORD_EMBEDDINGS || which == MT_OUTPUT_WEIGHT;
-    }
-    if (row >= 0 && b->out->rows[row].init == MT_INIT_XAVIER) {
-        /* By the real vocabulary: the padded one depends on the layout, initial values must not. */
-        b->out->rows[row].init_std = xavier_limit(c->vocab, C);
-    }
-    if (which == MT_OUTPUT_WEIGHT && copy) {
-        b->out->rows[row].counts_in_norm = false;
-        b->out->rows[row].writes = false;
+        mark_outer(c, which, copy, &b->out->rows[row]);
     }
     b->out->outer[which] = which == MT_OUTPUT_WEIGHT && c->tied && both ? b->out->outer[MT_WORD_EMBEDDINGS] : row;
 }
