@@ -29,6 +29,11 @@ void mc_log_set_level(mc_log_level level);
 void mc_log_hold(bool hold);
 /* Print what was kept back. True when there was something. */
 bool mc_log_flush_held(void);
+/* Every rank of a job that started well has said much the same: rank 0 copies out what it printed while held (zeros
+ * behind), and the others forget those of their messages that it has too. */
+enum { MC_LOG_HELD_BYTES = 8192 };
+void mc_log_copy_held(char text_out[MC_LOG_HELD_BYTES]);
+void mc_log_drop_held(const char said[MC_LOG_HELD_BYTES]);
 
 void mc_log(mc_log_level level, const char *file, int line, const char *fmt, ...) MC_PRINTF(4, 5);
 void mc_log_v(mc_log_level level, const char *file, int line, const char *fmt, va_list ap) MC_PRINTF(4, 0);

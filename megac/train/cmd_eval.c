@@ -19,7 +19,7 @@ static mc_status evaluate(const mt_options *o, mc_world *world, mt_engine **e, m
     MC_TRY(mt_engine_load(*e, o->load, step));
     ds_loader_config c = mt_setup_loader(&(*e)->setup, mc_world_job(world)->rank, feed->source);
     MC_TRY(ds_loader_create(&c, &feed->loader));
-    mt_session_started();
+    MC_TRY(mt_session_started(world));
     MC_TRY(mt_evaluate(*e, feed, mt_options_given(o, &o->eval_iters) ? o->eval_iters : 0, &loss, &tokens));
     if (mc_world_job(world)->rank == 0) {
         printf("loss %.6f | perplexity %.4f | over %.0f tokens | %.1f s\n", loss, exp(loss), tokens,

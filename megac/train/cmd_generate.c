@@ -112,7 +112,7 @@ static mc_status generate(writer *w)
                        w->tokenizer->vocab_size, (long long)w->e->setup.model.vocab);
     }
     MC_TRY(mt_engine_load(w->e, w->o->load, step));
-    mt_session_started();
+    MC_TRY(mt_session_started(w->world));
     return continue_all(w);
 }
 

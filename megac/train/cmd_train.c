@@ -63,8 +63,11 @@ static mc_status open_metrics(mt_run *run)
     run->metrics.flops_per_token_causal = flops.causal;
     run->metrics.flops_per_token_full = flops.full;
     run->metrics.peak_flops = peak * s->world_size;
-    run->metrics.total_iterations =
-        mc_given_int(o->train_iters) ? o->train_iters : mt_batch_iterations(&s->batch, 0, (uint64_t)o->train_samples);
+    if (!o->skip_train) {
+        run->metrics.total_iterations = mc_given_int(o->train_iters)
+                                            ? o->train_iters
+                                            : mt_batch_iterations(&s->batch, 0, (uint64_t)o->train_samples);
+    }
     run->metrics.log_interval = o->log_interval;
     return MC_OK;
 }
@@ -113,7 +116,9 @@ static mc_status train(mt_run *run, mt_options *o, mt_end *end_out)
     }
     MC_TRY(mt_engine_create(o, MT_FOR_TRAINING, run->world, run->train.source, &run->e));
     o->vocab_size = run->e->setup.model.vocab; /* a checkpoint's configuration states it, whoever said it here */
-    MC_TRY(mt_setup_lr(&run->e->setup, &run->lr));
+    if (!o->skip_train) {                      /* an evaluation needs neither length nor learning rate */
+        MC_TRY(mt_setup_lr(&run->e->setup, &run->lr));
+    }
     MC_TRY(open_feed(run, &run->train));
     if (mt_setup_evaluates(o)) {
         MC_TRY(open_valid(run));
@@ -121,7 +126,7 @@ static mc_status train(mt_run *run, mt_options *o, mt_end *end_out)
     MC_TRY(open_metrics(run));
     say_hello(run);
     MC_TRY(load(run));
-    mt_session_started();
+    MC_TRY(mt_session_started(run->world));
     if (o->skip_train) {
         double loss, tokens;
         *end_out = MT_FINISHED;

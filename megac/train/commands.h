@@ -22,8 +22,9 @@ typedef struct mt_session {
 
 /* Parses, finishes and compares the options over all ranks. On failure everything is closed again. */
 mc_status mt_session_open(mt_session *s, mt_command command, const mc_job *job, int argc, char **argv) MC_MUST_CHECK;
-/* Set-up is over: from now on every rank speaks for itself (log.h). */
-void mt_session_started(void);
+/* Set-up is over: what only one rank had to say is printed, and from now on every rank speaks for itself (log.h).
+ * Collective. */
+mc_status mt_session_started(mc_world *world) MC_MUST_CHECK;
 /* Called by a rank that failed, before it ends the others: waits a moment on ranks > 0, since rank 0 most likely says
  * the same, then prints what was held back. */
 void mt_let_rank_0_speak(int rank);

@@ -69,7 +69,8 @@ static mc_status train_step(mt_run *run, mt_metrics_step *out)
                              mt_setup_micros(&e->setup, mt_batch_size_at(&e->setup.batch, next))));
     /* Megatron-LM moves its scheduler after the update: the rate of a step is that of the samples before it. */
     double at = (double)run->consumed_samples, lr = mt_lr_at(&run->lr, at);
-    if (!passed_over(run)) {
+    bool trains = !passed_over(run);
+    if (trains) {
         MC_TRY(total_weight(run, weight, &total));
         MC_TRY(mt_engine_run_step(e, run->train.loader, n_micro, true, 1 / total, &stats));
         MC_TRY(mt_optimizer_step(e->optimizer, lr, mt_decoupled_lr_at(&run->lr, at), mt_weight_decay_at(&run->lr, at),
@@ -87,7 +88,7 @@ static mc_status train_step(mt_run *run, mt_metrics_step *out)
         .iteration = run->iteration,
         .consumed_samples = run->consumed_samples,
         .consumed_tokens = run->consumed_tokens,
-        .tokens = batch * run->o->seq_length,
+        .tokens = trains ? batch * run->o->seq_length : 0,
         .loss = result.loss_sum,
         .learning_rate = lr,
         .grad_norm = result.grad_norm,
@@ -129,7 +130,7 @@ static mc_status stop_early(mt_run *run, bool *stop_out)
     return MC_OK;
 }
 
-/* Operators are timed from the third step on: the first two warm caches and pages. */
+/* Operators are timed from the third step on, in evaluations too: the first two steps warm caches and pages. */
 static void profile_step(mt_run *run, int64_t steps_done, double seconds)
 {
     if (run->o->log_operators && steps_done == 2) {
@@ -153,11 +154,12 @@ mc_status mt_loop(mt_run *run, mt_end *end_out)
     }
     while (!finished(run) && !stop) {
         mt_metrics_step step;
+        double started = mt_now();
         mc_alloc_freeze(run->iteration > first_iteration);
         MC_TRY(train_step(run, &step));
-        profile_step(run, run->iteration - first_iteration, step.seconds);
         MC_TRY(mt_metrics_step_done(&run->metrics, &step));
         MC_TRY(evaluate_if_due(run));
+        profile_step(run, run->iteration - first_iteration, mt_now() - started);
         MC_TRY(stop_early(run, &stop));
         mc_alloc_freeze(false); /* a checkpoint's tables are not part of a step */
         MC_TRY(save_if_due(run, stop || finished(run)));

@@ -63,7 +63,7 @@ int main(int argc, char **argv)
     if (st == MC_OK && (fflush(stdout) != 0 || ferror(stdout))) {
         st = MC_FAIL(MC_IO, "standard output could not be written");
     }
-    if (st != MC_OK) {
+    if (st != MC_OK && st != MC_STOPPED) {
         mt_let_rank_0_speak(job.rank);
     }
     return mc_status_exit(st);

@@ -29,7 +29,7 @@ typedef struct mt_metrics {
 typedef struct mt_metrics_step {
     int64_t iteration;
     uint64_t consumed_samples, consumed_tokens;
-    int64_t tokens;
+    int64_t tokens; /* computed in this step: 0 where it was passed over */
     double loss, learning_rate, grad_norm, loss_scale, seconds;
     bool skipped;
 } mt_metrics_step;

@@ -76,6 +76,12 @@ static int64_t local_elems(const mt_param *row)
     return row->local_dims[0] * (row->n_dims == 2 ? row->local_dims[1] : 1);
 }
 
+/* Glorot and Bengio 2010: uniform between -limit and limit. */
+static float xavier_limit(int64_t rows, int64_t cols)
+{
+    return sqrtf(6.0f / (float)(rows + cols));
+}
+
 /* Adds a row and returns its number, or -1 when the model has no such tensor. */
 static int add_row(builder *b, const spec *s, int layer, uint32_t stream)
 {
@@ -90,7 +96,7 @@ static int add_row(builder *b, const spec *s, int layer, uint32_t stream)
         .layer = layer,
         .decay = s->decay,
         .init = s->init,
-        .init_std = s->std,
+        .init_std = s->init == MT_INIT_XAVIER ? xavier_limit(s->dims[0], s->dims[1]) : s->std,
         .init_stream = mc_rng_stream(MC_RNG_INIT, stream),
         .grad_sum = s->sum,
     };
@@ -171,12 +177,31 @@ static void add_block(builder *b, int local_layer)
     }
 }
 
+/* What sets the vocabulary's tensors apart. `copy`: of a tensor that the first stage counts and stores. */
+static void mark_outer(const mt_model_config *c, mt_outer_param which, bool copy, mt_param *row)
+{
+    if (which != MT_WORD_EMBEDDINGS && which != MT_OUTPUT_WEIGHT) {
+        return;
+    }
+    row->decoupled_lr = true;
+    if (row->init == MT_INIT_XAVIER) {
+        /* By the real vocabulary: the padded one depends on the layout, initial values must not. */
+        row->init_std = xavier_limit(c->vocab, c->hidden);
+    }
+    if (which == MT_OUTPUT_WEIGHT && copy) {
+        row->counts_in_norm = false;
+        row->writes = false;
+    }
+}
+
 static void add_outer(builder *b, mt_outer_param which)
 {
     const mt_model_config *c = b->c;
     mt_grad_sum rows_sum = b->p->sequence_parallel && b->p->tp > 1 ? MT_SUM_TP : MT_SUM_NONE;
     mt_init gamma = c->norm_one_plus_gamma ? MT_INIT_ZERO : MT_INIT_ONE;
     mt_init weight = c->init_xavier ? MT_INIT_XAVIER : MT_INIT_NORMAL;
+    /* Megatron-LM's rule: embeddings follow the matrices unless they have a deviation of their own. */
+    mt_init table = c->init_xavier && c->embedding_init_std == c->init_std ? MT_INIT_XAVIER : MT_INIT_NORMAL;
     int64_t C = c->hidden;
     bool embedding = mt_has_embedding(b->p), head = mt_has_head(b->p), both = embedding && head;
     /* A tied output layer is the embedding under its own name: the last stage of a pipeline holds a copy, which starts
@@ -186,7 +211,7 @@ static void add_outer(builder *b, mt_outer_param which)
         [MT_WORD_EMBEDDINGS] = {"embedding.word_embeddings.weight",
                                 {c->padded_vocab, C},
                                 ROWS,
-                                MT_INIT_NORMAL,
+                                table,
                                 c->embedding_init_std,
                                 true,
                                 embedding,
@@ -194,7 +219,7 @@ static void add_outer(builder *b, mt_outer_param which)
         [MT_POSITION_EMBEDDINGS] = {"embedding.position_embeddings.weight",
                                     {c->max_positions, C},
                                     WHOLE,
-                                    MT_INIT_NORMAL,
+                                    table,
                                     c->embedding_init_std,
                                     true,
                                     embedding && c->position == MT_POSITION_LEARNED,
@@ -211,7 +236,7 @@ static void add_outer(builder *b, mt_outer_param which)
         [MT_OUTPUT_WEIGHT] = {c->tied ? "embedding.word_embeddings.weight" : "output_layer.weight",
                               {c->padded_vocab, C},
                               ROWS,
-                              c->tied ? MT_INIT_NORMAL : weight,
+                              c->tied ? table : weight,
                               c->tied ? c->embedding_init_std : c->init_std,
                               true,
                               c->tied ? copy : head,
@@ -220,11 +245,7 @@ static void add_outer(builder *b, mt_outer_param which)
     mt_outer_param number = which == MT_OUTPUT_WEIGHT && c->tied ? MT_WORD_EMBEDDINGS : which;
     int row = add_row(b, &specs[which], -1, OUTER_STREAM + (uint32_t)number);
     if (row >= 0) {
-        b->out->rows[row].decoupled_lr = which == MT_WORD_EMBEDDINGS || which == MT_OUTPUT_WEIGHT;
-    }
-    if (which == MT_OUTPUT_WEIGHT && copy) {
-        b->out->rows[row].counts_in_norm = false;
-        b->out->rows[row].writes = false;
+        mark_outer(c, which, copy, &b->out->rows[row]);
     }
     b->out->outer[which] = which == MT_OUTPUT_WEIGHT && c->tied && both ? b->out->outer[MT_WORD_EMBEDDINGS] : row;
 }
@@ -287,8 +308,7 @@ static void init_run(const mt_param *r, uint32_t seed, int64_t first, int64_t co
     if (r->init == MT_INIT_NORMAL) {
         mc_rng_normal(seed, r->init_stream, (uint64_t)first, count, r->init_std, out);
     } else if (r->init == MT_INIT_XAVIER) {
-        float limit = sqrtf(6.0f / (float)(r->global_dims[0] + r->global_dims[1]));
-        mc_rng_uniform_fill(seed, r->init_stream, (uint64_t)first, count, limit, out);
+        mc_rng_uniform_fill(seed, r->init_stream, (uint64_t)first, count, r->init_std, out);
     } else {
         for (int64_t i = 0; i < count; i++) {
             out[i] = r->init == MT_INIT_ONE ? 1.0f : 0.0f;

@@ -45,7 +45,7 @@ typedef struct mt_param {
     bool decay;        /* weight decay applies */
     bool decoupled_lr; /* embedding or output layer (--decoupled-lr) */
     mt_init init;
-    float init_std;
+    float init_std;       /* standard deviation; MT_INIT_XAVIER: limit on either side of 0 */
     uint32_t init_stream; /* of mc_rng; equal on every layout */
     mt_grad_sum grad_sum;
     bool counts_in_norm; /* this rank's copy is the one that the global norm counts */

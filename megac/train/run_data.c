@@ -1,4 +1,5 @@
 /* From the data flags to a source. */
+#include "megac/base/log.h"
 #include "megac/train/run.h"
 
 mc_status mt_source_open(const mt_options *o, ds_split which, bool whole, ds_source **source_out)
@@ -22,5 +23,11 @@ mc_status mt_source_open(const mt_options *o, ds_split which, bool whole, ds_sou
         .mock_vocab_size = (uint32_t)mock_vocab,
         .shuffle = true,
     };
-    return ds_source_open(&c, source_out);
+    MC_TRY(ds_source_open(&c, source_out));
+    if (o->eod_mask_loss && ds_source_eod(*source_out) < 0) {
+        MC_WARN("--eod-mask-loss has no effect: %s",
+                o->mock_data ? "--mock-data has no end-of-document token"
+                             : "the datasets name no end-of-document token, or different ones");
+    }
+    return MC_OK;
 }

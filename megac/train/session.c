@@ -60,10 +60,15 @@ undo_session:
     return st;
 }
 
-void mt_session_started(void)
+mc_status mt_session_started(mc_world *world)
 {
+    char said[MC_LOG_HELD_BYTES];
+    mc_log_copy_held(said);
+    MC_TRY(mc_comm_broadcast(mc_world_comm(world), mc_tensor_1d(said, MC_U8, sizeof said), 0));
+    mc_log_drop_held(said);
     mc_log_flush_held();
     mc_log_hold(false);
+    return MC_OK;
 }
 
 void mt_let_rank_0_speak(int rank)

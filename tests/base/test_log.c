@@ -79,6 +79,31 @@ static void rank_0_is_never_held(void **state)
     assert_string_equal(text, "megac: warning: b\n");
 }
 
+static void what_rank_0_said_is_dropped_elsewhere(void **state)
+{
+    (void)state;
+    char text[512], said[MC_LOG_HELD_BYTES];
+    mc_log_hold(true);
+    mc_log_set_rank(0);
+    UNIT_CAPTURE(text, MC_WARN("--x: off"); MC_WARN("only 0: here"));
+    mc_log_copy_held(said);
+    assert_string_equal(said, "megac: warning: --x: off\nmegac: warning: only 0: here\n");
+    UNIT_CAPTURE(text, assert_false(mc_log_flush_held()));
+    assert_string_equal(text, "");
+
+    mc_log_set_rank(12);
+    UNIT_CAPTURE(text, MC_WARN("only 12"); MC_WARN("--x: off"); MC_INFO("--x: off"); MC_WARN("--x: of"));
+    mc_log_drop_held(said);
+    UNIT_CAPTURE(text, assert_true(mc_log_flush_held()));
+    assert_string_equal(text, "megac[rank 12]: warning: only 12\nmegac[rank 12]: info: --x: off\n"
+                              "megac[rank 12]: warning: --x: of\n");
+
+    UNIT_CAPTURE(text, MC_WARN("--x: off"));
+    mc_log_drop_held(said);
+    UNIT_CAPTURE(text, assert_false(mc_log_flush_held()));
+    assert_string_equal(text, "");
+}
+
 /* More than the buffer holds: every line is printed, held or at once, and none twice. */
 static void no_held_message_is_lost(void **state)
 {
@@ -121,6 +146,7 @@ int main(void)
         cmocka_unit_test_setup(rank_is_shown_where_it_helps, reset),
         cmocka_unit_test_setup(held_messages_come_at_the_flush, reset),
         cmocka_unit_test_setup(rank_0_is_never_held, reset),
+        cmocka_unit_test_setup(what_rank_0_said_is_dropped_elsewhere, reset),
         cmocka_unit_test_setup(no_held_message_is_lost, reset),
         cmocka_unit_test_setup(long_messages_are_cut_to_one_line, reset),
     };

@@ -119,6 +119,11 @@ ODD_LAYOUTS = {
         "--num-layers 2 --group-query-attention --num-query-groups 3 --qk-layernorm",
         "--tp 6 --sequence-parallel",
     ),
+    "Xavier's limit by the real vocabulary": (
+        3,
+        "--num-layers 2 --init-method-xavier-uniform --untie-embeddings-and-output-weights",
+        "--tp 3",
+    ),
     "three replicas": (3, "--num-layers 2", "--ddp-bucket-size 1000"),
 }
 

@@ -113,6 +113,7 @@ def test_skipped_iterations_change_nothing_but_the_data(tmp_path):
     steps, _ = train(args, 1, tmp_path, "one")
     assert [s["skipped"] for s in steps] == [False, True, True, False, False, False]
     assert steps[1]["lm_loss"] is None and steps[-1]["consumed_samples"] == 24
+    assert steps[1]["tokens_per_second"] == 0 and steps[3]["tokens_per_second"] > 0
     two, _ = train(args, 2, tmp_path, "two")
     assert two[-1]["lm_loss"] == pytest.approx(steps[-1]["lm_loss"], rel=1e-5)
 
@@ -214,3 +215,24 @@ def test_metrics_hold_the_contract(tmp_path):
     # 17 significant digits: the text of a float reads back to the same bits, and is not shortened.
     text = (tmp_path / "m.jsonl").read_text()
     assert re.search(r'"lm_loss":\d\.\d{14,}', text)
+
+
+def test_start_up_is_told_once(tmp_path):
+    """Flags without effect are reported by one rank, not by all."""
+    args = [*SHAPE, "--global-batch-size", "6", "--train-iters", "1", "--sequence-parallel", "--eod-mask-loss"]
+    messages = run(["train", *args, "--num-threads", "1"], 3).stderr.splitlines()
+    warnings = [m for m in messages if "warning" in m]
+    assert len(warnings) == 2
+    assert warnings[0].startswith("megac: warning: --sequence-parallel")
+    assert warnings[1].startswith("megac: warning: --eod-mask-loss")
+
+
+def test_skip_train_evaluates_without_length_or_rate(tmp_path):
+    text = " ".join(SHAPE)
+    args = text.replace("--lr 1e-3 ", "").split()
+    evaluate = ["--skip-train", "--eval-iters", "2", "--global-batch-size", "4"]
+    steps, evals = train([*args, *evaluate], 1, tmp_path, "skip")
+    trained = [*SHAPE, "--train-iters", "1", "--lr-decay-style", "constant", "--lr", "1e-30"]
+    _, want = train([*trained, "--eval-interval", "1", *evaluate[1:]], 1, tmp_path, "want")
+    assert not steps and len(evals) == 1
+    assert evals[0]["valid_loss"] == pytest.approx(want[0]["valid_loss"], rel=1e-6)
