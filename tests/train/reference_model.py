@@ -148,7 +148,8 @@ def step(cfg, params, tokens, targets, mask=None):
     cfg = complete(cfg, params)
     mask = np.ones(tokens.shape) if mask is None else mask.astype(np.float64)
     p = {name: jnp.asarray(np.asarray(x, np.float64)) for name, x in params.items()}
-    loss, grads = jax.jit(jax.value_and_grad(lambda p: mean_loss(p, tokens, targets, mask, cfg)))(p)
+    # One operation after another: compiling a whole model that runs once takes five times as long.
+    loss, grads = jax.value_and_grad(lambda p: mean_loss(p, tokens, targets, mask, cfg))(p)
     return float(loss), {name: np.asarray(g) for name, g in grads.items()}
 
 
