@@ -1,4 +1,5 @@
 """A step's loss and all gradients against an independent model in JAX (float64), from the same weights and tokens."""
+
 import subprocess
 
 import numpy as np
@@ -49,7 +50,10 @@ CASES = {
         [*LLAMA, "--group-query-attention", "--num-query-groups", "1"],
         {**RMS, "num_query_groups": 1, "rope": {}},
     ),
-    "llama window": ([*LLAMA, *GQA, "--window-size", "3", "0"], {**RMS, "num_query_groups": 2, "rope": {}, "window_size": 3}),
+    "llama window": (
+        [*LLAMA, *GQA, "--window-size", "3", "0"],
+        {**RMS, "num_query_groups": 2, "rope": {}, "window_size": 3},
+    ),
     "llama half rotated": ([*LLAMA, *UNTIED, "--rotary-percent", "0.5"], {**RMS, "rope": {"percent": 0.5}}),
     "llama interleaved": ([*LLAMA, *UNTIED, "--rotary-interleaved"], {**RMS, "rope": {"interleaved": True}}),
     "llama interpolated": (
@@ -85,7 +89,9 @@ def assert_equals_reference(config, loss, params, grads, batch):
     for key, g in grads.items():
         error, top = np.abs(g - want[key]).max(), np.abs(want[key]).max()
         # A comparison with NaN is false: it fails here too.
-        assert error <= GRAD_TOLERANCE * top + CANCELLED_TOLERANCE * largest, f"{key}: off by {error:.2e}, largest {top:.2e}"
+        assert (
+            error <= GRAD_TOLERANCE * top + CANCELLED_TOLERANCE * largest
+        ), f"{key}: off by {error:.2e}, largest {top:.2e}"
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -122,7 +128,9 @@ def test_masked_tokens(build_dir, tmp_path):
 def test_llama3_case_has_all_bands():
     """Pairs that the scaling leaves alone, divides by the factor, and blends."""
     rope = {**reference_model.ROPE, **LLAMA3}
-    ratio = reference_model.inverse_frequencies(48, {**rope, "llama3": None}) / reference_model.inverse_frequencies(48, rope)
+    ratio = reference_model.inverse_frequencies(48, {**rope, "llama3": None}) / reference_model.inverse_frequencies(
+        48, rope
+    )
     alone, divided = np.isclose(ratio, 1), np.isclose(ratio, 8)
     assert alone.any() and divided.any() and (~alone & ~divided).any()
 
@@ -142,7 +150,7 @@ def assert_distribution(key, x, std):
     ids=["gpt", "llama"],
 )
 def test_initial_weights(flags, std, embedding_std, gamma, build_dir, tmp_path):
-    """Standard deviations as the flags say, output projections scaled by 1 / sqrt(2 layers), norms at one, biases at zero."""
+    """Standard deviations as the flags say, output projections by 1 / sqrt(2 layers) smaller, norms at 1, biases at 0."""
     _, params, _, _ = step(build_dir, tmp_path, [*MOCK, *flags])
     values = []
     for key, x in params.items():
@@ -152,7 +160,9 @@ def test_initial_weights(flags, std, embedding_std, gamma, build_dir, tmp_path):
             assert (x == gamma).all(), key
         else:
             scaled = "linear_proj" in key or "linear_fc2" in key
-            assert_distribution(key, x, (embedding_std if "embedding" in key else std) / (np.sqrt(6.0) if scaled else 1))
+            assert_distribution(
+                key, x, (embedding_std if "embedding" in key else std) / (np.sqrt(6.0) if scaled else 1)
+            )
             values.append((x / x.std()).ravel()[:2000])
     # No two tensors from the same numbers.
     near = np.abs(np.corrcoef([v[: min(map(len, values))] for v in values]) - np.eye(len(values)))
