@@ -95,6 +95,9 @@ void ds_loader_destroy(ds_loader *loader);
 size_t ds_loader_plan_bytes(const ds_loader_config *config);
 /* Asks for a step; returns at once. At most one step is in the works beside the one being read. */
 mc_status ds_loader_request(ds_loader *loader, uint64_t first, int n_micro) MC_MUST_CHECK;
+/* The same for the last step of a finite set: samples `end` and later are not read; their tokens are 0 and weigh
+ * nothing. */
+mc_status ds_loader_request_last(ds_loader *loader, uint64_t first, uint64_t end, int n_micro) MC_MUST_CHECK;
 /* Makes the oldest requested step current; waits for it. The previous step's batches become invalid. `weight_sum_out`:
  * sum of this coordinate's loss weights in the step. */
 mc_status ds_loader_next(ds_loader *loader, double *weight_sum_out) MC_MUST_CHECK;

@@ -6,6 +6,7 @@
  * allocated at create. */
 #include <pthread.h>
 #include <stdatomic.h>
+#include <string.h>
 
 #include "datasets/ds_impl.h"
 #include "megac/base/alloc.h"
@@ -14,7 +15,7 @@ typedef enum { FREE, WANTED, READY, CURRENT } buffer_state;
 
 typedef struct step_buffer {
     buffer_state state;
-    uint64_t first;
+    uint64_t first, end; /* its first sample; the first that is not read */
     int n_micro;
     mc_status st;
     double weight_sum;
@@ -70,6 +71,15 @@ static void write_sample(const ds_loader *l, step_buffer *b, size_t row)
     b->weight_sum += (double)kept;
 }
 
+/* A row past the end of the data: valid tokens that weigh nothing. */
+static void write_blank(const ds_loader *l, step_buffer *b, size_t row)
+{
+    size_t T = (size_t)l->config.seq_length;
+    memset(b->tokens + row * T, 0, T * sizeof *b->tokens);
+    memset(b->targets + row * T, 0, T * sizeof *b->targets);
+    memset(b->weights + row * T, 0, T * sizeof *b->weights);
+}
+
 static void fill(ds_loader *l, step_buffer *b)
 {
     const ds_loader_config *c = &l->config;
@@ -79,9 +89,14 @@ static void fill(ds_loader *l, step_buffer *b)
         uint64_t sample =
             b->first + ((uint64_t)m * (uint64_t)c->dp_size + (uint64_t)c->dp_rank) * (uint64_t)c->micro_batch;
         for (int i = 0; i < c->micro_batch && b->st == MC_OK && !atomic_load(&l->stop); i++) {
+            size_t row = (size_t)m * (size_t)c->micro_batch + (size_t)i;
+            if (sample + (uint64_t)i >= b->end) {
+                write_blank(l, b, row);
+                continue;
+            }
             b->st = ds_source_read(c->source, sample + (uint64_t)i, l->window);
             if (b->st == MC_OK) {
-                write_sample(l, b, (size_t)m * (size_t)c->micro_batch + (size_t)i);
+                write_sample(l, b, row);
             }
         }
     }
@@ -181,6 +196,11 @@ void ds_loader_destroy(ds_loader *loader)
 
 mc_status ds_loader_request(ds_loader *loader, uint64_t first, int n_micro)
 {
+    return ds_loader_request_last(loader, first, UINT64_MAX, n_micro);
+}
+
+mc_status ds_loader_request_last(ds_loader *loader, uint64_t first, uint64_t end, int n_micro)
+{
     if (n_micro < 1 || n_micro > loader->config.max_micro) {
         return MC_FAIL(MC_INVALID, "loader: %d micro-batches asked for, room for 1..%d", n_micro,
                        loader->config.max_micro);
@@ -195,6 +215,7 @@ mc_status ds_loader_request(ds_loader *loader, uint64_t first, int n_micro)
                      (unsigned long long)first);
     } else {
         b->first = first;
+        b->end = end;
         b->n_micro = n_micro;
         b->state = WANTED;
         pthread_cond_broadcast(&loader->changed);

@@ -66,6 +66,8 @@ enum {
     MC_OPTION_DERIVED = 1 << 2, /* filled in by the owner when not given; the help text says how */
     MC_OPTION_SHAPE = 1 << 3,   /* describes what a checkpoint holds: mc_config_adopt takes it from there */
     MC_OPTION_HINT = 1 << 4,    /* mc_config_adopt takes it where nobody gave it */
+    MC_OPTION_LOOSE = 1 << 5,   /* of kind SHAPE, yet mc_config_differences passes it over: another option says it too,
+                                   or it may differ */
 };
 
 /* How many values a row without a field takes. */
@@ -166,6 +168,9 @@ bool mc_config_value_text(const mc_config *config, const mc_option *row, char *t
  * nobody did) from `text`, written by mc_config_text; a SHAPE option without a line there gets its default. `where`
  * begins the messages. */
 mc_status mc_config_adopt(mc_config *config, const char *where, const char *text) MC_MUST_CHECK;
+/* Lists the options of kind SHAPE that say otherwise than `text`, as "--flag value (there value)" with commas between,
+ * truncated to `cap`; "" when all agree. DERIVED options that one side lacks are not known yet and agree. */
+mc_status mc_config_differences(mc_config *config, const char *text, char *list_out, size_t cap) MC_MUST_CHECK;
 /* Every option but META rows as YAML that mc_config_file reads back; options nobody set are `null`. */
 mc_status mc_config_print(const mc_config *config, FILE *out) MC_MUST_CHECK;
 /* The help page, wrapped to 100 columns. */

@@ -212,3 +212,30 @@ mc_status mc_config_adopt(mc_config *config, const char *where, const char *text
     }
     return MC_OK;
 }
+
+mc_status mc_config_differences(mc_config *config, const char *text, char *list_out, size_t cap)
+{
+    char flag[MC_I_WORD_BYTES], here[256];
+    size_t used = 0;
+    list_out[0] = '\0';
+    for (int i = 0, n = mc_option_count(config->table); i < n; i++) {
+        const mc_option *row = mc_option_at(config->table, i);
+        if (!mc_i_option_has_field(row) || !(row->bits & MC_OPTION_SHAPE) || (row->bits & MC_OPTION_LOOSE)) {
+            continue;
+        }
+        char *there;
+        mc_option_flag(row, flag, sizeof flag);
+        MC_TRY(value_of_line(config, text, flag, &there));
+        bool has = mc_config_value_text(config, row, here, sizeof here);
+        bool unknown = (row->bits & MC_OPTION_DERIVED) && (!has || !there);
+        if (unknown || (has == (there != NULL) && (!has || strcmp(here, there) == 0))) {
+            continue;
+        }
+        if (used < cap) {
+            int len = snprintf(list_out + used, cap - used, "%s%s %s (there %s)", used ? ", " : "", flag,
+                               has ? here : "not given", there ? there : "not given");
+            used += len > 0 ? (size_t)len : 0;
+        }
+    }
+    return MC_OK;
+}

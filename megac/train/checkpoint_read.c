@@ -242,6 +242,12 @@ mc_status mt_checkpoint_read(mt_checkpoint *c, const mt_ckpt_item *item)
     int len = snprintf(name, sizeof name, "%s.%s", item->prefix, p->name);
     MC_ASSERT(len > 0 && (size_t)len < sizeof name && item->local.n_dims == p->n_dims);
     const mt_i_tensor *t = mt_i_tensor_find(c, name);
+    if (!t && strncmp(name, "optimizer.", 10) == 0) {
+        return MC_FAIL(MC_NOTFOUND,
+                       "%s has no \"%s\": it was saved with --no-save-optim or by another --optimizer; give "
+                       "--no-load-optim to start with fresh moments",
+                       c->dir, name);
+    }
     if (!t) {
         return MC_FAIL(MC_NOTFOUND, "%s has no tensor \"%s\"; is it a checkpoint of this kind of model?", c->dir, name);
     }

@@ -67,7 +67,7 @@ static mc_status continue_prompt(writer *w, const char *prompt, uint64_t number)
     MC_TRY(MC_NEW_N(&ids, cap, "prompt tokens"));
     size_t n_ids = ds_tokenizer_encode(w->tokenizer, prompt, bytes, ids);
     if (n_ids == 0) {
-        /* An empty prompt starts a document. */
+        /* No text: the start of a document. */
         ids[n_ids++] = w->tokenizer->eod_id >= 0 ? (uint32_t)w->tokenizer->eod_id : 0;
     }
     g.prompt = (const int32_t *)ids;
@@ -87,8 +87,8 @@ undo_prompt:
 
 static mc_status continue_all(writer *w)
 {
-    if (w->o->prompt) {
-        return continue_prompt(w, w->o->prompt, 0);
+    if (!w->o->prompts) {
+        return continue_prompt(w, w->o->prompt ? w->o->prompt : "", 0);
     }
     size_t bytes;
     MC_TRY(mc_file_read_all(w->o->prompts, MAX_PROMPTS_BYTES, "prompts", &w->prompts, &bytes));

@@ -1,13 +1,13 @@
 /* Loss on the validation data, inside a run and for megac eval. */
 #include "megac/train/run.h"
 
-/* One forward pass over a batch of n_micro micro-batches that starts at sample `first`; adds to the sums of this rank.
- */
-static mc_status add_batch(mt_engine *e, const mt_feed *feed, uint64_t first, int n_micro, double sums[2])
+/* One forward pass over a batch of n_micro micro-batches that starts at sample `first`, samples `end` and later left
+ * out; adds to the sums of this rank. */
+static mc_status add_batch(mt_engine *e, const mt_feed *feed, uint64_t first, uint64_t end, int n_micro, double sums[2])
 {
     double weight;
     pp_stats stats;
-    MC_TRY(ds_loader_request(feed->loader, first, n_micro));
+    MC_TRY(ds_loader_request_last(feed->loader, first, end, n_micro));
     MC_TRY(ds_loader_next(feed->loader, &weight));
     MC_TRY(mt_engine_run_step(e, feed->loader, n_micro, false, 0, &stats));
     bool counts = mt_has_head(&e->place) && e->place.tp_rank == 0;
@@ -19,20 +19,17 @@ static mc_status add_batch(mt_engine *e, const mt_feed *feed, uint64_t first, in
 mc_status mt_evaluation_micros(const mt_setup *s, const ds_source *source, int64_t n_steps, int64_t *n_out)
 {
     int64_t per_micro = s->o->micro_batch_size * s->grid.size[MC_AXIS_DP];
-    int64_t n_micros = (int64_t)(ds_source_epoch_samples(source) / (uint64_t)per_micro);
-    if (n_steps > 0) {
-        n_micros = n_steps * s->max_micro;
-    }
+    int64_t n_windows = (int64_t)ds_source_epoch_samples(source);
+    int64_t n_micros = n_steps > 0 ? n_steps * s->max_micro : (n_windows + per_micro - 1) / per_micro;
     if (n_micros == 0 && s->o->mock_data) {
         return MC_FAIL(MC_INVALID, "--mock-data has no end that an evaluation of all of it could reach; give "
                                    "--eval-iters N, without --full-validation");
     }
     if (n_micros == 0) {
         return MC_FAIL(MC_INPUT,
-                       "the evaluation data has %llu windows of %lld tokens, fewer than one micro-batch on every "
-                       "data-parallel rank (%lld); use a smaller --micro-batch-size or a larger share of --split",
-                       (unsigned long long)ds_source_epoch_samples(source), (long long)s->o->seq_length,
-                       (long long)per_micro);
+                       "the evaluation data has no window of %lld tokens; use a smaller --seq-length or a larger share "
+                       "of --split",
+                       (long long)s->o->seq_length);
     }
     *n_out = n_micros;
     return MC_OK;
@@ -43,10 +40,11 @@ mc_status mt_evaluate(mt_engine *e, const mt_feed *feed, int64_t n_steps, double
     const mt_setup *s = &e->setup;
     int64_t per_micro = s->o->micro_batch_size * s->grid.size[MC_AXIS_DP], n_micros;
     MC_TRY(mt_evaluation_micros(s, feed->source, n_steps, &n_micros));
+    uint64_t end = n_steps > 0 ? UINT64_MAX : ds_source_epoch_samples(feed->source);
     double sums[2] = {0, 0};
     for (int64_t done = 0; done < n_micros; done += s->max_micro) {
         int n = n_micros - done < s->max_micro ? (int)(n_micros - done) : s->max_micro;
-        MC_TRY(add_batch(e, feed, (uint64_t)(done * per_micro), n, sums));
+        MC_TRY(add_batch(e, feed, (uint64_t)(done * per_micro), end, n, sums));
     }
     mc_tensor t = mc_tensor_1d(sums, MC_F64, 2);
     MC_TRY(mc_comm_all_reduce(mc_world_comm(e->world), t, t, MC_SUM));

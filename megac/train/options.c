@@ -95,6 +95,11 @@ mc_status mt_options_adopt(mt_options *o, const char *where, const char *text)
     return mc_config_adopt(&o->config_, where, text);
 }
 
+mc_status mt_options_differences(mt_options *o, const char *text, char *list_out, size_t cap)
+{
+    return mc_config_differences(&o->config_, text, list_out, cap);
+}
+
 mc_status mt_prepare_options_parse(int argc, char **argv, mt_prepare_options **out, bool *done_out)
 {
     mt_prepare_options *o;

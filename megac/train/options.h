@@ -75,6 +75,9 @@ bool mt_options_need_checkpoint(const mt_options *o);
  * otherwise is overruled with a warning. */
 mc_status mt_options_adopt(mt_options *o, const char *where, const char *text) MC_MUST_CHECK;
 
+/* Lists where the model of a finished *o differs from `text`'s, as mc_config_differences. */
+mc_status mt_options_differences(mt_options *o, const char *text, char *list_out, size_t cap) MC_MUST_CHECK;
+
 /* Fills in what was not given: ffn_hidden_size, kv_channels, num_query_groups, max_position_embeddings,
  * position_embedding_type, data_parallel_size, ddp_bucket_size, micro_batch_size, global_batch_size (not with a step
  * schedule), start_ and end_weight_decay, data_path from --data-args-path; and refuses what contradicts itself:

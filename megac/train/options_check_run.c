@@ -208,9 +208,6 @@ mc_status mt_i_check_command(mt_options *o)
     if (o->prompt && o->prompts) {
         return MC_FAIL(MC_INVALID, "--prompt and --prompts %s: keep one of the two", o->prompts);
     }
-    if (!o->prompt && !o->prompts) {
-        return MC_FAIL(MC_INVALID, "nothing to continue; give --prompt TEXT or --prompts FILE");
-    }
     if (o->greedy && mt_options_given(o, &o->temperature) && o->temperature > 0) {
         return MC_FAIL(MC_INVALID, "--greedy and --temperature %g contradict each other; keep one", o->temperature);
     }

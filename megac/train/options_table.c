@@ -76,7 +76,7 @@ static const mc_option_table model_tables[] = {
                  .summary = "Loss and perplexity of a checkpoint on a dataset.",
                  .sets = {ROWS(common_rows), ROWS(megatron_rows)},
                  .n_sets = 2},
-    [MT_GENERATE] = {.usage = "megac generate --load DIR --prompt TEXT [FLAGS]",
+    [MT_GENERATE] = {.usage = "megac generate --load DIR [--prompt TEXT] [FLAGS]",
                      .summary = "Text from a checkpoint.",
                      .sets = {ROWS(generate_rows), ROWS(common_rows), ROWS(megatron_rows)},
                      .n_sets = 3},

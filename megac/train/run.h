@@ -51,8 +51,8 @@ mc_status mt_loop(mt_run *run, mt_end *end_out) MC_MUST_CHECK;
  */
 mc_status mt_evaluation_micros(const mt_setup *s, const ds_source *source, int64_t n_steps,
                                int64_t *n_out) MC_MUST_CHECK;
-/* Mean loss over `n_steps` global batches of the feed, from its first sample on; n_steps 0: all of it, up to what does
- * not fill a micro-batch on every rank. Collective. */
+/* Mean loss over `n_steps` global batches of the feed, from its first sample on; n_steps 0: every window of it once, on
+ * any layout. Collective. */
 mc_status mt_evaluate(mt_engine *e, const mt_feed *feed, int64_t n_steps, double *loss_out,
                       double *tokens_out) MC_MUST_CHECK;
 

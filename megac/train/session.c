@@ -40,6 +40,32 @@ static mc_status adopt(mt_options *o)
     return st;
 }
 
+/* A run goes on with the model that it began with: another activation or fewer layers would load without a word. Only
+ * --finetune may change what the shapes of the tensors allow. */
+static mc_status check_same_model(mt_options *o)
+{
+    mt_checkpoint *ckpt;
+    char list[1024];
+    if (o->command != MT_TRAIN || !o->load || o->use_checkpoint_args ||
+        (o->load_if_exists && !mt_checkpoint_is(o->load))) {
+        return MC_OK;
+    }
+    MC_TRY(mt_checkpoint_open(o->load, mc_given_int(o->ckpt_step) ? o->ckpt_step : -1, &ckpt));
+    mc_status st = mt_options_differences(o, mt_checkpoint_state(ckpt)->config, list, sizeof list);
+    mt_checkpoint_close(ckpt);
+    if (st != MC_OK || !list[0]) {
+        return st;
+    }
+    if (o->finetune) {
+        MC_WARN("--finetune: the model differs from %s: %s", o->load, list);
+        return MC_OK;
+    }
+    return MC_FAIL(MC_MISMATCH,
+                   "the model differs from --load %s: %s; give the flags that it was trained with, or "
+                   "--use-checkpoint-args",
+                   o->load, list);
+}
+
 mc_status mt_session_open(mt_session *s, mt_command command, const mc_job *job, int argc, char **argv)
 {
     *s = (mt_session){0};
@@ -51,6 +77,7 @@ mc_status mt_session_open(mt_session *s, mt_command command, const mc_job *job, 
     set_log_level(s->o->log_level);
     MC_TRY_GOTO(st, adopt(s->o), undo_session);
     MC_TRY_GOTO(st, mt_options_finish(s->o, job->size), undo_session);
+    MC_TRY_GOTO(st, check_same_model(s->o), undo_session);
     MC_TRY_GOTO(st, mc_world_open(job, s->o->comm, 60.0 * (double)s->o->distributed_timeout_minutes, &s->world),
                 undo_session);
     MC_TRY_GOTO(st, compare(s), undo_session);

@@ -90,6 +90,46 @@ static void eod_mask(void **state)
     ds_source_close(s);
 }
 
+/* The last step of a finite set: samples past its end are blank and weigh nothing, the others are all there. */
+static void end_of_data(void **state)
+{
+    (void)state;
+    enum { MBS = 2, DP = 2, MICROS = 3, FIRST = 40, END = 49 };
+    ds_source *s = mock_source();
+    int32_t blank[SEQ] = {0}, w[SEQ + 1];
+    float ones[SEQ], zeros[SEQ] = {0};
+    double total = 0;
+    for (int t = 0; t < SEQ; t++) {
+        ones[t] = 1;
+    }
+    for (int rank = 0; rank < DP; rank++) {
+        ds_loader *l = create((ds_loader_config){.source = s,
+                                                 .seq_length = SEQ,
+                                                 .micro_batch = MBS,
+                                                 .max_micro = MICROS,
+                                                 .dp_rank = rank,
+                                                 .dp_size = DP,
+                                                 .eod_mask_id = -1});
+        double sum = -1;
+        assert_int_equal(ds_loader_request_last(l, FIRST, END, MICROS), MC_OK);
+        assert_int_equal(ds_loader_next(l, &sum), MC_OK);
+        total += sum;
+        for (int i = 0; i < MICROS * MBS; i++) {
+            ds_batch b = ds_loader_batch(l, i / MBS);
+            uint64_t sample = b.sample0 + (uint64_t)(i % MBS);
+            bool past = sample >= END;
+            size_t at = (size_t)(i % MBS) * SEQ;
+            assert_int_equal(ds_source_read(s, sample, w), MC_OK);
+            assert_memory_equal(b.tokens + at, past ? blank : w, SEQ * sizeof *w);
+            assert_memory_equal(b.targets + at, past ? blank : w + 1, SEQ * sizeof *w);
+            assert_memory_equal(b.weights + at, past ? zeros : ones, sizeof ones);
+        }
+        ds_loader_destroy(l);
+    }
+    assert_true(total == (END - FIRST) * SEQ);
+    ds_source_close(s);
+}
+
 /* The plan is what the heap says, and nothing is allocated after create. */
 static void memory(void **state)
 {
@@ -198,8 +238,9 @@ static void destroy_any_time(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(layouts), cmocka_unit_test(eod_mask),     cmocka_unit_test(memory),
-        cmocka_unit_test(misuse),  cmocka_unit_test(reader_error), cmocka_unit_test(destroy_any_time),
+        cmocka_unit_test(layouts),          cmocka_unit_test(eod_mask), cmocka_unit_test(end_of_data),
+        cmocka_unit_test(memory),           cmocka_unit_test(misuse),   cmocka_unit_test(reader_error),
+        cmocka_unit_test(destroy_any_time),
     };
     return cmocka_run_group_tests(tests, make_folder_setup, make_folder_teardown);
 }

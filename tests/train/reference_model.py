@@ -112,7 +112,8 @@ def mlp(p, prefix, x, cfg):
     return linear(p, prefix + ".linear_fc2", h)
 
 
-def mean_loss(p, tokens, targets, mask, cfg):
+def logits(p, tokens, cfg):
+    """Scores (B, T, vocabulary) of what follows each token; `cfg` complete."""
     x = p["embedding.word_embeddings.weight"][tokens]
     if "embedding.position_embeddings.weight" in p:
         x = x + p["embedding.position_embeddings.weight"][: tokens.shape[1]]
@@ -122,8 +123,11 @@ def mean_loss(p, tokens, targets, mask, cfg):
         x = x + mlp(p, layer + ".mlp", norm(p, layer + ".pre_mlp_layernorm", x, cfg), cfg)
     x = norm(p, "decoder.final_layernorm", x, cfg)
     head = p["output_layer.weight"] if "output_layer.weight" in p else p["embedding.word_embeddings.weight"]
-    logits = (x @ head.T)[..., : cfg["vocab_size"]]  # rows past the vocabulary are padding
-    log_p = jax.nn.log_softmax(logits, axis=-1)
+    return (x @ head.T)[..., : cfg["vocab_size"]]  # rows past the vocabulary are padding
+
+
+def mean_loss(p, tokens, targets, mask, cfg):
+    log_p = jax.nn.log_softmax(logits(p, tokens, cfg), axis=-1)
     losses = -jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0]
     return (losses * mask).sum() / mask.sum()
 
@@ -148,7 +152,8 @@ def step(cfg, params, tokens, targets, mask=None):
     cfg = complete(cfg, params)
     mask = np.ones(tokens.shape) if mask is None else mask.astype(np.float64)
     p = {name: jnp.asarray(np.asarray(x, np.float64)) for name, x in params.items()}
-    loss, grads = jax.jit(jax.value_and_grad(lambda p: mean_loss(p, tokens, targets, mask, cfg)))(p)
+    # One operation after another: compiling a whole model that runs once takes five times as long.
+    loss, grads = jax.value_and_grad(lambda p: mean_loss(p, tokens, targets, mask, cfg))(p)
     return float(loss), {name: np.asarray(g) for name, g in grads.items()}
 
 

@@ -1,6 +1,7 @@
 /* One step of the model on one rank, written out for an independent implementation to check: the same flags as `megac
- * train`, preceded by the output prefix. Writes PREFIX.params.safetensors and PREFIX.grads.safetensors under the
- * parameters' names, PREFIX.batch.safetensors with tokens and targets (B,T), and prints the mean loss. */
+ * train`, preceded by the output prefix; with --load, from a checkpoint's weights. Writes PREFIX.params.safetensors and
+ * PREFIX.grads.safetensors under the parameters' names, PREFIX.batch.safetensors with tokens, targets and loss_mask
+ * (B,T), and prints the mean loss. */
 #include <stdio.h>
 #include <string.h>
 
@@ -58,20 +59,25 @@ static mc_status write_batch(const char *prefix, const mt_run *run, int n_micro)
 {
     int64_t micro = run->o->micro_batch_size, seq = run->o->seq_length, rows = micro * n_micro;
     int32_t *tokens = NULL, *targets = NULL;
+    float *mask = NULL;
     mc_status st;
     MC_TRY_GOTO(st, MC_NEW_N(&tokens, rows * seq, "tokens"), undo_all);
     MC_TRY_GOTO(st, MC_NEW_N(&targets, rows * seq, "targets"), undo_all);
+    MC_TRY_GOTO(st, MC_NEW_N(&mask, rows * seq, "loss mask"), undo_all);
     for (int m = 0; m < n_micro; m++) {
         ds_batch b = ds_loader_batch(run->train.loader, m);
         memcpy(tokens + m * micro * seq, b.tokens, sizeof *tokens * (size_t)(micro * seq));
         memcpy(targets + m * micro * seq, b.targets, sizeof *targets * (size_t)(micro * seq));
+        memcpy(mask + m * micro * seq, b.weights, sizeof *mask * (size_t)(micro * seq));
     }
     const named all[] = {{"tokens", mc_tensor_2d(tokens, MC_I32, rows, seq)},
-                         {"targets", mc_tensor_2d(targets, MC_I32, rows, seq)}};
-    st = write_tensors(prefix, "batch", all, 2);
+                         {"targets", mc_tensor_2d(targets, MC_I32, rows, seq)},
+                         {"loss_mask", mc_tensor_2d(mask, MC_F32, rows, seq)}};
+    st = write_tensors(prefix, "batch", all, 3);
 undo_all:
     mc_free(tokens);
     mc_free(targets);
+    mc_free(mask);
     return st;
 }
 
@@ -82,6 +88,9 @@ static mc_status one_step(mt_run *run, const char *prefix)
     MC_TRY(mt_source_open(run->o, DS_TRAIN, false, &run->train.source));
     MC_TRY(mt_engine_create(run->o, MT_FOR_TRAINING, run->world, run->train.source, &run->e));
     mt_engine *e = run->e;
+    if (run->o->load) {
+        MC_TRY(mt_engine_load(e, run->o->load, -1));
+    }
     int n_micro = e->setup.max_micro;
     ds_loader_config c = mt_setup_loader(&e->setup, 0, run->train.source);
     MC_TRY(ds_loader_create(&c, &run->train.loader));

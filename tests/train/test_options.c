@@ -201,6 +201,39 @@ static void shape_comes_from_the_checkpoint(void **state)
     mt_options_free(e);
 }
 
+/* What of the model differs from a checkpoint's; other spellings of the same and values not known yet do not. */
+static void differences_from_the_checkpoint(void **state)
+{
+    (void)state;
+    const struct {
+        const char *flags, *want;
+    } cases[] = {
+        {"", ""},
+        {"--num-query-groups 4 --group-query-attention", ""},
+        {"--padded-vocab-size 512 --make-vocab-size-divisible-by 64 --max-position-embeddings 64 --lr 5", ""},
+        {"--squared-relu", "--squared-relu true (there false)"},
+        {"--window-size 8 0", "--window-size 8 0 (there not given)"},
+        {"--norm-epsilon 1e-6 --disable-bias-linear",
+         "--norm-epsilon 1e-06 (there 1e-05), --disable-bias-linear true (there false)"},
+    };
+    char said[RUN_SAID_BYTES], list[200], *text;
+    mt_options *o = good(MT_TRAIN, 1, GOOD_RUN, said);
+    assert_int_equal(mt_options_text(o, &text), MC_OK);
+    mt_options_free(o);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char line[600];
+        snprintf(line, sizeof line, "%s %s", GOOD_RUN, cases[i].flags);
+        o = good(MT_TRAIN, 1, line, said);
+        assert_int_equal(mt_options_differences(o, text, list, sizeof list), MC_OK);
+        assert_string_equal(list, cases[i].want);
+        char cut[9];
+        assert_int_equal(mt_options_differences(o, text, cut, sizeof cut), MC_OK);
+        assert_int_equal(strncmp(list, cut, sizeof cut - 1), 0);
+        mt_options_free(o);
+    }
+    mc_free(text);
+}
+
 static void data_lists_come_from_a_file(void **state)
 {
     (void)state;
@@ -328,6 +361,7 @@ int main(void)
         cmocka_unit_test_teardown(printed_options_are_read_back, nothing_leaked),
         cmocka_unit_test_teardown(files_serve_every_command, nothing_leaked),
         cmocka_unit_test_teardown(shape_comes_from_the_checkpoint, nothing_leaked),
+        cmocka_unit_test_teardown(differences_from_the_checkpoint, nothing_leaked),
         cmocka_unit_test_teardown(data_lists_come_from_a_file, nothing_leaked),
         cmocka_unit_test_teardown(help_and_print_config_are_served, nothing_leaked),
         cmocka_unit_test_teardown(prepare_and_inspect_have_their_own_flags, nothing_leaked),

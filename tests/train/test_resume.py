@@ -1,9 +1,12 @@
 """Checkpoints in use: resume, other layouts, stopping early, evaluation and generation from a saved run."""
+
 import json
 import re
+import subprocess
 
+import numpy as np
 import pytest
-from megac_runs import metrics, run, train
+from megac_runs import MEGAC, metrics, run, train
 
 MODEL = (
     "--num-layers 2 --hidden-size 32 --num-attention-heads 4 --seq-length 16 --max-position-embeddings 16 "
@@ -22,15 +25,30 @@ def losses(steps):
     return [(s["iteration"], s["lm_loss"], s["grad_norm"], s["learning_rate"]) for s in steps]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_resume_is_bit_identical(layout, tmp_path):
-    ranks, flags = LAYOUTS[layout]
-    args = [*MOCK, *DROPOUT, *flags, "--train-iters", "12", "--save-interval", "6"]
+# What else a checkpoint has to carry: the place in a ramp of batch sizes, momentum alone.
+RUNS = {
+    **{layout: (ranks, [*flags, "--train-iters", "12"]) for layout, (ranks, flags) in LAYOUTS.items()},
+    "ramp": (2, "--rampup-batch-size 2 2 20 --train-samples 36 --lr-warmup-iters 0 --lr-warmup-samples 7".split()),
+    "sgd": (1, "--optimizer sgd --train-iters 12".split()),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_resume_is_bit_identical(name, tmp_path):
+    ranks, flags = RUNS[name]
+    args = [*MOCK, *DROPOUT, *flags, "--save-interval", "6"]
     whole, _ = train([*args, "--save", tmp_path / "a"], ranks, tmp_path, "whole")
     rest, _ = train([*args, "--load", tmp_path / "a", "--ckpt-step", "6"], ranks, tmp_path, "rest")
-    assert [s["iteration"] for s in rest] == list(range(7, 13))
+    assert [s["iteration"] for s in rest] == list(range(7, len(whole) + 1)) and len(whole) >= 11
     assert losses(rest) == losses(whole)[6:]
     assert rest[-1]["consumed_tokens"] == whole[-1]["consumed_tokens"]
+    # Both wrote their last step: the same bytes in every tensor.
+    last = f"iter_{len(whole):07d}"
+    run(["train", *args, "--load", tmp_path / "a", "--ckpt-step", "6", "--save", tmp_path / "b"], ranks)
+    shards = sorted(p.name for p in (tmp_path / "a" / last).glob("*.safetensors"))
+    assert shards
+    for shard in shards:
+        assert (tmp_path / "a" / last / shard).read_bytes() == (tmp_path / "b" / last / shard).read_bytes(), shard
 
 
 LLAMA = (
@@ -66,6 +84,21 @@ def test_any_layout_goes_on(layout, saved_on_tp2, tmp_path):
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
 
 
+@pytest.mark.parametrize("ranks, flags", [(1, []), (3, ["--tp", "3"]), (4, ["--tp", "2", "--pp", "2"])])
+def test_tied_embeddings_and_replicated_heads_move_between_layouts(ranks, flags, tmp_path):
+    """Saved where every KV head and the tied table are held twice, loaded where they are held otherwise."""
+    model = [*MOCK, *DROPOUT, "--hidden-size", "48", "--num-attention-heads", "12", "--kv-channels", "4"]
+    model += ["--group-query-attention", "--num-query-groups", "1", "--qk-layernorm", "--train-iters", "8"]
+    whole, _ = train(
+        [*model, "--tp", "2", "--pp", "2", "--save-interval", "4", "--save", tmp_path / "c"], 4, tmp_path, "a"
+    )
+    rest, _ = train([*model, *flags, "--load", tmp_path / "c", "--ckpt-step", "4"], ranks, tmp_path, "b")
+    assert len(rest) == 4
+    for a, b in zip(rest, whole[4:]):
+        assert a["lm_loss"] == pytest.approx(b["lm_loss"], rel=1e-5)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """A run of 8 steps with checkpoints at 4 and 8."""
@@ -92,6 +125,31 @@ def test_without_optimizer_state(saved, tmp_path):
     assert steps[-1]["lm_loss"] != whole[-1]["lm_loss"]  # the moments are not
 
 
+def test_saved_without_optimizer_state(tmp_path):
+    run(["train", *MOCK, "--train-iters", "4", "--save", tmp_path / "c", "--no-save-optim"])
+    done = run(["train", *MOCK, "--train-iters", "6", "--load", tmp_path / "c"], expect=2)
+    assert "--no-save-optim" in done.stderr and "--no-load-optim" in done.stderr
+    steps, _ = train([*MOCK, "--train-iters", "6", "--load", tmp_path / "c", "--no-load-optim"], 1, tmp_path)
+    assert [s["iteration"] for s in steps] == [5, 6]
+
+
+# Flags under which every tensor that the model wants is in the checkpoint, with the right shape.
+OTHER_MODELS = ["--num-layers 1", "--num-attention-heads 2", "--disable-bias-linear", "--squared-relu",
+                "--norm-epsilon 1e-3", "--window-size 4 0", "--apply-layernorm-1p"]  # fmt: skip
+
+
+@pytest.mark.parametrize("flags", OTHER_MODELS)
+def test_another_model_is_not_taken_for_the_same(flags, saved, tmp_path):
+    path, _ = saved
+    args = ["train", *MOCK, *flags.split(), "--train-iters", "9", "--load", path]
+    done = run(args, expect=2)
+    flag, *value = flags.split()
+    assert f"{flag} {' '.join(value) or 'true'}".replace("1e-3", "0.001") in done.stderr
+    assert "--use-checkpoint-args" in done.stderr
+    assert "the model differs" in run([*args, "--finetune"]).stderr
+    assert "the model differs" not in run([*args, "--use-checkpoint-args"]).stderr
+
+
 def test_a_complete_run_says_that_nothing_is_left(saved):
     path, _ = saved
     done = run(["train", *MOCK, "--train-iters", "8", "--load", path])
@@ -109,8 +167,8 @@ def test_load_if_exists(saved, tmp_path):
 
 def test_shape_from_the_checkpoint(saved, tmp_path):
     path, whole = saved
-    args = "--micro-batch-size 1 --global-batch-size 4 --lr 2e-3 --lr-decay-style cosine --lr-warmup-iters 3 --mock-data".split()
-    args += ["--train-iters", "8", "--load", path, "--ckpt-step", "4", "--use-checkpoint-args"]
+    args = "--micro-batch-size 1 --global-batch-size 4 --lr 2e-3 --lr-decay-style cosine --lr-warmup-iters 3".split()
+    args += ["--mock-data", "--train-iters", "8", "--load", path, "--ckpt-step", "4", "--use-checkpoint-args"]
     steps, _ = train(args, 1, tmp_path)
     assert losses(steps) == losses(whole)[4:]
 
@@ -133,7 +191,7 @@ def test_exit_duration_saves_and_says_75(tmp_path):
 
 @pytest.fixture(scope="module")
 def text_run(tmp_path_factory):
-    """A dataset of bytes and a model trained on it with TP=2 x PP=2, evaluated at the end on the whole validation share."""
+    """A dataset of bytes and a model trained on it with TP=2 x PP=2, evaluated at the end on the validation share."""
     folder = tmp_path_factory.mktemp("text")
     words = "and the light was good and the darkness was upon the face of the deep waters of the earth".split()
     text = " ".join(words[i * i * 7 % len(words)] + ("." if i % 11 == 0 else "") for i in range(4000))
@@ -145,13 +203,26 @@ def text_run(tmp_path_factory):
     return folder, evals[-1]["valid_loss"]
 
 
-@pytest.mark.parametrize("ranks, flags", [(1, []), (4, ["--tp", "2", "--pp", "2"]), (2, [])], ids=["one rank", "tp2 pp2", "dp2"])
+@pytest.mark.parametrize(
+    "ranks, flags",
+    [
+        (1, []),
+        (1, ["--micro-batch-size", "4"]),
+        (4, ["--tp", "2", "--pp", "2"]),
+        (2, []),
+        (3, ["--global-batch-size", "6"]),
+    ],
+    ids=["one rank", "micro-batches of 4", "tp2 pp2", "dp2", "dp3"],
+)
 def test_eval_equals_validation(ranks, flags, text_run):
+    """All windows count once on any layout, though they fill neither the replicas nor the micro-batches."""
     folder, valid_loss = text_run
-    args = ["eval", "--load", folder / "c", "--data-path", folder / "t", "--split", "8,2", *flags]
-    done = run([*args, "--micro-batch-size", "1", "--global-batch-size", "4"], ranks)
-    loss = float(re.search(r"loss ([0-9.]+)", done.stdout).group(1))
-    assert loss == pytest.approx(valid_loss, abs=2e-6 if ranks != 2 else 5e-3)  # two replicas may leave one window out
+    args = ["eval", "--load", folder / "c", "--data-path", folder / "t", "--split", "8,2"]
+    done = run([*args, "--micro-batch-size", "1", "--global-batch-size", "4", *flags], ranks)
+    loss, tokens = re.search(r"loss ([0-9.]+) .* over (\d+) tokens", done.stdout).groups()
+    assert float(loss) == pytest.approx(valid_loss, abs=2e-6)  # six digits are printed
+    windows = int(tokens) // 16
+    assert int(tokens) % 16 == 0 and windows > 200 and windows % 2 == windows % 3 == 1
 
 
 def generate(folder, args, ranks=1):
@@ -177,13 +248,58 @@ def test_sampled_text_is_reproducible(text_run):
     assert generate(folder, [*args, "--sampling-seed", "4"]) != text
 
 
+def test_greedy_text_is_the_likeliest(text_run, tmp_path):
+    """Each byte is what an independent model (JAX) finds likeliest after the 16 before it."""
+    pytest.importorskip("jax")
+    import reference_model
+    from safetensors.numpy import load_file
+
+    folder, _ = text_run
+    tool = MEGAC.parent / "tests" / "train" / "step_tool"
+    line = [tool, tmp_path / "s", *MODEL, "--train-iters", "30", "--data-path", folder / "t", "--load", folder / "c"]
+    subprocess.run([*map(str, line)], check=True, capture_output=True, timeout=60)
+    params = load_file(tmp_path / "s.params.safetensors")
+    cfg = reference_model.complete({"num_layers": 2, "num_attention_heads": 4, "vocab_size": 257}, params)
+    for prompt in ("and the l", "and the light was good and the darkness was "):
+        text = generate(folder, ["--prompt", prompt, "--greedy"]).removesuffix("\n").encode()
+        assert text.isascii() and len(text) > len(prompt)  # other bytes do not survive the reading of the output
+        for at in range(len(prompt), len(text)):
+            seen = np.frombuffer(text[max(0, at - 16) : at], np.uint8)[None].astype(np.int32)
+            scores = np.asarray(reference_model.logits(params, seen, cfg)[0, -1])
+            # Two scores closer than the rounding of float32 may come out either way.
+            assert scores[text[at]] >= scores.max() - 1e-4, at
+
+
 def test_prompts(text_run, tmp_path):
     folder, _ = text_run
     (tmp_path / "p.txt").write_text("and\n\nthe light\n")
-    assert len(generate(folder, ["--prompts", tmp_path / "p.txt", "--greedy"]).splitlines()) >= 2
+    both = generate(folder, ["--prompts", tmp_path / "p.txt", "--greedy"])
+    assert both == "".join(generate(folder, ["--prompt", p, "--greedy"]) for p in ("and", "the light"))
+    assert generate(folder, ["--prompts", tmp_path / "p.txt", "--greedy", "--pp", "2"], 2) == both
+    # Each line draws its own numbers, the same on any layout.
+    (tmp_path / "p.txt").write_text("and\nand\n")
+    drawn = generate(folder, ["--prompts", tmp_path / "p.txt"])
+    half = len(drawn) // 2
+    assert drawn.startswith("and") and drawn[:half] != drawn[half:]
+    assert generate(folder, ["--prompts", tmp_path / "p.txt", "--tp", "2"], 2) == drawn
+    run(["generate", "--load", folder / "c", "--prompts", tmp_path / "none"], expect=2)
+
+
+def test_without_a_prompt_a_document_begins(text_run):
+    folder, _ = text_run
+    text = generate(folder, ["--greedy"])
+    assert text == generate(folder, ["--greedy", "--tp", "2", "--pp", "2"], 4) and len(text) > 1
     run(["generate", "--load", folder / "c", "--prompt", ""], expect=2)
-    long_prompt = "and the light was good and the darkness was "  # longer than --seq-length 16
-    assert generate(folder, ["--prompt", long_prompt, "--greedy"]).startswith(long_prompt)
+
+
+def test_a_prompt_longer_than_the_window(text_run):
+    folder, _ = text_run
+    prompt = "and the light was good and the darkness was "  # longer than --seq-length 16
+    text = generate(folder, ["--prompt", prompt, "--greedy"])
+    assert text.startswith(prompt) and len(text) > len(prompt) + 1
+    # What lies before the window has no say.
+    assert generate(folder, ["--prompt", prompt[-16:], "--greedy"]) == text[len(prompt) - 16 :]
+    assert generate(folder, ["--prompt", prompt, "--greedy", "--tp", "2", "--pp", "2"], 4) == text
 
 
 def test_inspect_a_checkpoint(saved):
