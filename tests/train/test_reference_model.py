@@ -150,7 +150,7 @@ def assert_distribution(key, x, std):
     ids=["gpt", "llama"],
 )
 def test_initial_weights(flags, std, embedding_std, gamma, build_dir, tmp_path):
-    """Standard deviations as the flags say, output projections by 1 / sqrt(2 layers) smaller, norms at 1, biases at 0."""
+    """Standard deviations as the flags say, of output projections 1/sqrt(2 layers) of it, norms at 1, biases at 0."""
     _, params, _, _ = step(build_dir, tmp_path, [*MOCK, *flags])
     values = []
     for key, x in params.items():
