@@ -23,8 +23,8 @@ typedef struct mt_data_parallel {
     int next; /* the next to begin; -1: all begun */
 } mt_data_parallel;
 
-/* Cuts the slab at tensor boundaries into buckets of at least `bucket_elems` elements (--ddp-bucket-size). In a group of one
- * they are never begun. */
+/* Cuts the slab at tensor boundaries into buckets of at least `bucket_elems` elements (--ddp-bucket-size). In a group
+ * of one they are never begun. */
 mc_status mt_data_parallel_init(mt_data_parallel *d, const mc_comm *comm, const mt_params *params, mc_tensor grad_slab,
                                 int64_t bucket_elems) MC_MUST_CHECK;
 void mt_data_parallel_fini(mt_data_parallel *d);
