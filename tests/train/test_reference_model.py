@@ -28,7 +28,9 @@ LLAMA = "--position-embedding-type rope --normalization RMSNorm --swiglu --disab
 GQA = "--group-query-attention --num-query-groups 2".split()
 UNTIED = ["--untie-embeddings-and-output-weights"]
 RMS = {"normalization": "RMSNorm", "activation": "swiglu"}
-LLAMA3 = {"base": 500000.0, "llama3": {"factor": 8.0}}
+LLAMA3 = {"base": 500000.0, "llama3": {"factor": 4.0}}
+# More tokens than attention's tiles hold (96 queries by 96 keys forward, 48 keys backward), a multiple of none.
+LONG = "--seq-length 211 --max-position-embeddings 211 --micro-batch-size 1 --global-batch-size 2".split()
 
 # name: (flags, configuration of the reference)
 CASES = {
@@ -43,6 +45,20 @@ CASES = {
     "gpt no positions": (["--no-position-embedding"], {}),
     "gpt odd ffn": (["--ffn-hidden-size", "77"], {}),
     "gpt norm epsilon": (["--norm-epsilon", "0.01"], {"norm_epsilon": 0.01}),
+    "gpt odd sizes": (
+        "--hidden-size 37 --num-attention-heads 5 --kv-channels 7 --ffn-hidden-size 53".split(),
+        {"num_attention_heads": 5, "kv_channels": 7},
+    ),
+    "gpt long": (LONG, {}),
+    "gpt, each token alone": (["--window-size", "0", "0"], {"window_size": 0}),
+    "gpt rotated, gated, GQA": (
+        ["--position-embedding-type", "rope", "--swiglu", *GQA],
+        {"activation": "swiglu", "num_query_groups": 2, "rope": {}},
+    ),
+    "gpt squared relu, RMSNorm, GQA": (
+        ["--squared-relu", "--normalization", "RMSNorm", *GQA],
+        {"activation": "squared_relu", "normalization": "RMSNorm", "num_query_groups": 2},
+    ),
     # 38 tokens of a micro-batch by 7: the last chunk is short.
     "gpt head in chunks": (["--head-chunk-tokens", "7"], {}),
     "llama": ([*LLAMA, *GQA, *UNTIED], {**RMS, "num_query_groups": 2, "rope": {}}),
@@ -54,14 +70,29 @@ CASES = {
         [*LLAMA, *GQA, "--window-size", "3", "0"],
         {**RMS, "num_query_groups": 2, "rope": {}, "window_size": 3},
     ),
+    "llama long window": (
+        [*LLAMA, *GQA, *LONG, "--window-size", "70", "0"],
+        {**RMS, "num_query_groups": 2, "rope": {}, "window_size": 70},
+    ),
+    "llama odd sizes": (
+        [*LLAMA, *UNTIED, *"--hidden-size 37 --kv-channels 10 --ffn-hidden-size 53".split()]
+        + "--group-query-attention --num-query-groups 3".split(),
+        {**RMS, "num_query_groups": 3, "kv_channels": 10, "rope": {}},
+    ),
     "llama half rotated": ([*LLAMA, *UNTIED, "--rotary-percent", "0.5"], {**RMS, "rope": {"percent": 0.5}}),
     "llama interleaved": ([*LLAMA, *UNTIED, "--rotary-interleaved"], {**RMS, "rope": {"interleaved": True}}),
+    "llama half rotated, interleaved": (
+        [*LLAMA, "--rotary-interleaved", "--rotary-percent", "0.5", "--kv-channels", "12"],
+        {**RMS, "kv_channels": 12, "rope": {"interleaved": True, "percent": 0.5}},
+    ),
     "llama interpolated": (
         [*LLAMA, *UNTIED, "--rotary-seq-len-interpolation-factor", "4"],
         {**RMS, "rope": {"interpolation": 4.0}},
     ),
+    # Long, since the frequencies that are divided by the factor turn by 0.0008 per token at most.
     "llama 3.1 scaling": (
-        [*LLAMA, *GQA, *UNTIED, "--rotary-base", "500000", "--use-rope-scaling", "--kv-channels", "48"],
+        [*LLAMA, *GQA, *UNTIED, *LONG, "--kv-channels", "48"]
+        + "--rotary-base 500000 --use-rope-scaling --rope-scaling-factor 4".split(),
         {**RMS, "num_query_groups": 2, "kv_channels": 48, "rope": LLAMA3},
     ),
     "llama qk norm, 1p": (
@@ -100,7 +131,11 @@ def test_initial_step(name, build_dir, tmp_path):
     assert_equals_reference(config, *step(build_dir, tmp_path, [*MOCK, *flags]))
 
 
-@pytest.mark.parametrize("name", ["gpt qk layernorm", "llama qk norm, 1p"])
+# Biases in every place where they can enter, norms of both kinds.
+TRAINED = ["gpt qk layernorm", "gpt rotated, gated, GQA", "gpt squared relu, RMSNorm, GQA", "llama qk norm, 1p"]
+
+
+@pytest.mark.parametrize("name", TRAINED)
 def test_step_of_a_trained_model(name, build_dir, tmp_path):
     """Fresh biases are 0 and norms 1, which hides where they enter: the same after four large steps."""
     flags, config = CASES[name]
@@ -125,13 +160,35 @@ def test_masked_tokens(build_dir, tmp_path):
     assert_equals_reference({}, loss, params, grads, batch)
 
 
+# case: what of its configuration is changed. Small changes: a comparison that passes them is too loose.
+CHANGES = {
+    "gpt norm epsilon": {"norm_epsilon": 0.0101},
+    "gpt head in chunks": {"vocab_size": 302},
+    "gpt window": {"window_size": 6},
+    "gpt long": {"activation": "gelu_erf"},
+    "llama long window": {"window_size": 71},
+    "llama": {"rope": {"base": 10100.0}},
+    "llama interpolated": {"rope": {"interpolation": 4.04}},
+    "llama 3.1 scaling": {"rope": {"base": 500000.0, "llama3": {"factor": 4.04}}},
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_another_model_is_told_apart(name, build_dir, tmp_path):
+    """The reference of a slightly different model does not fit: the cases see what they are named for."""
+    flags, config = CASES[name]
+    numbers = step(build_dir, tmp_path, [*MOCK, *flags])
+    with pytest.raises(AssertionError):
+        assert_equals_reference({**config, **CHANGES[name]}, *numbers)
+
+
 def test_llama3_case_has_all_bands():
     """Pairs that the scaling leaves alone, divides by the factor, and blends."""
     rope = {**reference_model.ROPE, **LLAMA3}
     ratio = reference_model.inverse_frequencies(48, {**rope, "llama3": None}) / reference_model.inverse_frequencies(
         48, rope
     )
-    alone, divided = np.isclose(ratio, 1), np.isclose(ratio, 8)
+    alone, divided = np.isclose(ratio, 1), np.isclose(ratio, 4)
     assert alone.any() and divided.any() and (~alone & ~divided).any()
 
 
@@ -178,3 +235,8 @@ def test_initial_weights_by_xavier(build_dir, tmp_path):
             bound = np.sqrt(6.0 / sum(x.shape))
             assert 0.99 * bound < np.abs(x).max() <= bound, name
             assert_distribution(name, x, bound / np.sqrt(3))
+    # Of the table only the rows of the vocabulary count, not the padding's.
+    x = params["embedding.word_embeddings.weight"][:301]
+    bound = np.sqrt(6.0 / sum(x.shape))
+    assert 0.99 * bound < np.abs(x).max() <= bound
+    assert_distribution("embedding", x, bound / np.sqrt(3))
