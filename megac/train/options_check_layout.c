@@ -89,12 +89,11 @@ static mc_status check_tensor(mt_options *o)
     return MC_OK;
 }
 
-static mc_status check_stages(const mt_options *o)
+pp_partition mt_options_partition(const mt_options *o)
 {
-    int stages = (int)o->pipeline_model_parallel_size, *layers;
-    pp_partition p = {
+    return (pp_partition){
         .n_layers = (int)o->num_layers,
-        .n_stages = stages,
+        .n_stages = (int)o->pipeline_model_parallel_size,
         .first_layers =
             mc_given_int(o->decoder_first_pipeline_num_layers) ? (int)o->decoder_first_pipeline_num_layers : -1,
         .last_layers =
@@ -102,6 +101,12 @@ static mc_status check_stages(const mt_options *o)
         .account_embedding = o->account_for_embedding_in_pipeline_split,
         .account_loss = o->account_for_loss_in_pipeline_split,
     };
+}
+
+static mc_status check_stages(const mt_options *o)
+{
+    int stages = (int)o->pipeline_model_parallel_size, *layers;
+    pp_partition p = mt_options_partition(o);
     MC_TRY(MC_NEW_N(&layers, 2 * (int64_t)stages, "layers of the stages"));
     mc_status st = pp_partition_layers(&p, layers, layers + stages);
     mc_free(layers);

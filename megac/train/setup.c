@@ -12,18 +12,8 @@ static const int64_t HEAD_CHUNK_BYTES = 128 << 20;
 
 static mc_status set_layers(mt_setup *s)
 {
-    const mt_options *o = s->o;
     int pp = s->grid.size[MC_AXIS_PP];
-    pp_partition p = {
-        .n_layers = (int)o->num_layers,
-        .n_stages = pp,
-        .first_layers =
-            mc_given_int(o->decoder_first_pipeline_num_layers) ? (int)o->decoder_first_pipeline_num_layers : -1,
-        .last_layers =
-            mc_given_int(o->decoder_last_pipeline_num_layers) ? (int)o->decoder_last_pipeline_num_layers : -1,
-        .account_embedding = o->account_for_embedding_in_pipeline_split,
-        .account_loss = o->account_for_loss_in_pipeline_split,
-    };
+    pp_partition p = mt_options_partition(s->o);
     MC_TRY(MC_NEW_N(&s->first_layer, pp, "layers of the stages"));
     MC_TRY(MC_NEW_N(&s->n_layers, pp, "layers of the stages"));
     return pp_partition_layers(&p, s->first_layer, s->n_layers);
