@@ -16,7 +16,7 @@ typedef struct ly_embedding_fwd {
     int64_t vocab0;
 } ly_embedding_fwd;
 
-/* dtable (Vl,C) += dout rows by token, in row order for each table row (deterministic). */
+/* dtable (Vl,C) f32 += dout rows by token, in row order for each table row (deterministic). */
 typedef struct ly_embedding_bwd {
     mc_tensor tokens, dout, dtable;
     int64_t vocab0;
@@ -29,7 +29,7 @@ typedef struct ly_embed_finish_fwd {
     ly_dropout dropout;
 } ly_embed_finish_fwd;
 
-/* dx (R,C) = mask . dh (may be dh itself); dpositions (P,C) += per position, rows in order; optional. */
+/* dx (R,C) = mask . dh (may be dh itself); dpositions (P,C) f32 += per position, rows in order; optional. */
 typedef struct ly_embed_finish_bwd {
     mc_tensor dh, dx, dpositions;
     ly_dropout dropout;

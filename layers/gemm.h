@@ -14,7 +14,8 @@ extern "C" {
  *   op(a) (M,K), op(b) (K,N), c (M,N): 2-D views whose rows may be strided (last dim contiguous)
  *   bias (N): optional, added to every row
  *   beta: 0 overwrites (c may hold NaN), 1 accumulates
- * f32 inputs and output. The sum over K runs in one order whatever M, N, and the number of threads.
+ * a, b, bias have type T; c has type T or is f32, and beta = 1 needs f32. The sum over K is formed in f32, bias
+ * added, and then rounded once to c's type. On the CPU it runs in one order whatever M, N, and the number of threads.
  * K = 0 gives beta c + bias. The three of a linear layer y = x W^T (x (R,in), W (out,in)):
  *   forward   c = y (R,out)   a = x,  b = W   trans_b
  *   dx        c = dx (R,in)   a = dy, b = W
@@ -25,7 +26,7 @@ typedef struct ly_gemm {
     float beta;
 } ly_gemm;
 
-/* dbias (N) += column sums of dy (R,N) (rows may be strided). Adds rows in one fixed order. */
+/* dbias (N) f32 += column sums of dy (R,N) (rows may be strided). Adds rows in one fixed order. */
 typedef struct ly_bias_grad {
     mc_tensor dy, dbias;
 } ly_bias_grad;

@@ -13,12 +13,13 @@ extern "C" {
 
 typedef enum { LY_LAYERNORM, LY_RMSNORM } ly_norm_kind;
 
-/* Forward, one pass over memory. R rows of C columns, all contiguous, f32:
+/* Forward, one pass over memory. R rows of C columns, all contiguous:
  *   h   = x + dropout(y + y_bias)         y (R,C), y_bias (C) optional; y absent: h = x, and `h` is not written
  *   out = (h - mean) rstd g + beta        LayerNorm; RMSNorm: h rstd g with rstd = 1 / sqrt(mean(h^2) + eps)
  *   g   = gamma, or 1 + gamma with `one_plus_gamma` (--apply-layernorm-1p)
  *   x (R,C)  h (R,C): may be x itself (in place)  out (R,C) optional: absent means only h is wanted
- *   gamma (C); beta (C) optional; stats (R,2): mean (0 for RMSNorm) and rstd, written when `out` is present */
+ *   gamma (C); beta (C) optional; stats (R,2) f32: mean (0 for RMSNorm) and rstd, written when `out` is present
+ * h is rounded to T first, and the norm reads the rounded h, as the backward will. */
 typedef struct ly_norm_fwd {
     ly_norm_kind kind;
     bool one_plus_gamma;
@@ -31,9 +32,11 @@ typedef struct ly_norm_fwd {
  *   dh    = dskip + d(norm)/dh . dout     dskip (R,C) optional: gradient that reaches h past the norm; dh may be dskip
  *   dy    = dropout mask . dh             (R,C) optional: gradient of y; where p = 0 use dh instead and leave it absent
  *   out   = the forward's out again       (R,C) optional: recomputed, for the weight gradient of what consumed it; may
- * not overlap dout dgamma, dbeta (C) +=                  dbeta optional dy_bias (C) +=                        optional:
- * column sums of dy (of dh where dy is absent) dout absent (no norm: the block's last addition): dh = dskip, only dy
- * and dy_bias are computed. Column sums add rows in an order that does not depend on the number of threads. */
+ *                                         not overlap dout
+ *   dgamma, dbeta (C) f32 +=              dbeta optional
+ *   dy_bias (C) f32 +=                    optional: column sums of dy (of dh where dy is absent), before rounding
+ * dout absent (no norm: the block's last addition): dh = dskip, only dy and dy_bias are computed. Column sums add rows
+ * in an order that does not depend on the number of threads. */
 typedef struct ly_norm_bwd {
     ly_norm_kind kind;
     bool one_plus_gamma;
@@ -43,7 +46,7 @@ typedef struct ly_norm_bwd {
 } ly_norm_bwd;
 
 /* Norm over the last dim of per-head views (R, G, r, H), rows strided (--qk-layernorm): out = norm(x) with gamma, beta
- * (H), in place not allowed; stats (R * G * r, 2). */
+ * (H), in place not allowed; stats (R * G * r, 2) f32. */
 typedef struct ly_head_norm_fwd {
     ly_norm_kind kind;
     bool one_plus_gamma;
@@ -51,7 +54,7 @@ typedef struct ly_head_norm_fwd {
     mc_tensor x, gamma, beta, out, stats;
 } ly_head_norm_fwd;
 
-/* dx (same view as x; may be dout's memory) overwritten; dgamma, dbeta (H) +=. */
+/* dx (same view as x; may be dout's memory) overwritten; dgamma, dbeta (H) f32 +=. */
 typedef struct ly_head_norm_bwd {
     ly_norm_kind kind;
     bool one_plus_gamma;

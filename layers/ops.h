@@ -1,6 +1,12 @@
 /* The operator table: one struct of functions per backend, generated from ops.def. Operators know nothing of sharding;
  * they see local shapes. Laws: weight gradients accumulate (+=), activations and activation gradients are overwritten;
- * results do not depend on the number of threads; nothing is allocated (per-thread scratch comes with the pool). */
+ * results do not depend on the number of threads; nothing is allocated (per-thread scratch comes with the pool, device
+ * workspace with the context).
+ *
+ * Element types. "f32" in a contract means f32 whatever the precision of the run. A tensor without a type has type T:
+ * f32, bf16 or f16, the same for all such tensors of one call (parameters, activations and their gradients). Where T is
+ * 16 bits wide, every operator widens what it reads to f32, computes and adds in f32, and rounds to nearest even once,
+ * where it stores: contracts name any further rounding point. Weight gradients, statistics and losses are f32. */
 #ifndef LAYERS_OPS_H
 #define LAYERS_OPS_H
 
@@ -26,6 +32,8 @@ typedef struct ly_ctx {
     const ly_ops *ops;
     mc_pool *pool;              /* CPU threads; NULL on other devices */
     mc_stream stream;           /* compute stream; ignored on the CPU */
+    void *workspace;            /* device memory for one operator at a time on `stream`; NULL on the CPU */
+    size_t workspace_bytes;     /* at least ly_workspace_bytes of every call (workspace.h) */
     struct ly_profile *profile; /* (optional) default: nothing is timed; set by ly_profile_attach */
 } ly_ctx;
 

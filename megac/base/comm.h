@@ -30,7 +30,9 @@ typedef struct mc_comm {
     void *impl;
     const char *name;
     int rank, size;
-    mc_stream stream; /* where this group's operations run on devices with streams */
+    mc_stream
+        stream; /* the device stream whose queued work operations follow, and which follows them from mc_comm_wait on
+                 */
 } mc_comm;
 
 /* An operation under way; storage belongs to the caller and stays put until mc_comm_wait returns. The caller reads and

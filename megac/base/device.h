@@ -12,6 +12,7 @@ extern "C" {
 #endif
 
 typedef struct mc_device mc_device;
+struct mc_comm;
 
 /* A queue of work and a point in it. NULL handles are the CPU's. */
 typedef struct mc_stream {
@@ -41,6 +42,17 @@ typedef struct mc_device_ops {
     void (*event_destroy)(mc_device *dev, mc_event event);
     mc_status (*event_record)(mc_device *dev, mc_event event, mc_stream stream);
     mc_status (*event_wait)(mc_device *dev, mc_event event, mc_stream stream); /* stream waits */
+    mc_status (*event_sync)(mc_device *dev, mc_event event);                   /* host waits */
+    /* "NVIDIA H100 80GB HBM3, 79.1 GiB" */
+    void (*describe)(mc_device *dev, char *text_out, size_t cap);
+    /* (optional) default: ranks of this device exchange tensors through host communicators. Makes a communicator of the
+     * device's own between the members of `host`, over which it meets them; its operations follow the work queued on
+     * `stream` and `mc_comm_wait` makes `stream` follow them, without the host waiting. Collective over `host`, which
+     * must outlive it. */
+    mc_status (*comm_create)(mc_device *dev, const struct mc_comm *host, mc_stream stream, double deadline_seconds,
+                             struct mc_comm *comm_out);
+    /* (optional) default: ly_ops_get("cpu"). The device's `const ly_ops *`. */
+    const void *operators;
 } mc_device_ops;
 
 struct mc_device {
@@ -49,7 +61,9 @@ struct mc_device {
     void *impl;
 };
 
-/* Opens device `ordinal` of the backend called `name`. MC_UNSUPPORTED lists the backends of this build. */
+/* Opens device `ordinal` of the backend called `name`. "cuda" loads libmegac_cuda.so, from the program's folder or the
+ * loader's path, whose symbol `mc_device_cuda` is its table. MC_UNSUPPORTED lists the backends of this build, or says
+ * which library, driver or device is missing. */
 mc_status mc_device_open(const char *name, int ordinal, mc_device *dev_out) MC_MUST_CHECK;
 void mc_device_close(mc_device *dev);
 

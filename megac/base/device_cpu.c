@@ -1,4 +1,5 @@
 /* The CPU as a device: memory from mmap with huge pages where the system gives them, work done at once. */
+#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 
@@ -98,6 +99,19 @@ static mc_status cpu_event_order(mc_device *dev, mc_event event, mc_stream strea
     return MC_OK;
 }
 
+static mc_status cpu_event_sync(mc_device *dev, mc_event event)
+{
+    (void)dev;
+    (void)event;
+    return MC_OK;
+}
+
+static void cpu_describe(mc_device *dev, char *text_out, size_t cap)
+{
+    (void)dev;
+    snprintf(text_out, cap, "CPU");
+}
+
 const mc_device_ops mc_device_cpu = {
     .name = "cpu",
     .open = cpu_open,
@@ -113,4 +127,6 @@ const mc_device_ops mc_device_cpu = {
     .event_destroy = cpu_event_destroy,
     .event_record = cpu_event_order,
     .event_wait = cpu_event_order,
+    .event_sync = cpu_event_sync,
+    .describe = cpu_describe,
 };
