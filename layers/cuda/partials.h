@@ -12,7 +12,8 @@ static inline int64_t ly_i_ceil(int64_t n, int64_t unit)
 
 static inline int64_t ly_i_partials(int64_t wanted)
 {
-    return wanted < 1 ? 1 : wanted < LY_PARTIALS ? wanted : LY_PARTIALS;
+    const int64_t most = LY_PARTIALS;
+    return wanted < 1 ? 1 : wanted < most ? wanted : most;
 }
 
 /* norm_bwd: a block for every few rows at most. LY_PARTIALS blocks are two for each of an H100's 132 multiprocessors.
