@@ -12,24 +12,24 @@
 
 /* Runs the statement with the constant T standing for `dtype`, one of f32, bf16, f16:
  *     LY_FOR_TYPE(job->type, T, run_rows(T, job, r0, r1)); */
-#define LY_FOR_TYPE(dtype, T, ...) \
-    do {                           \
-        switch (dtype) {           \
-        case MC_BF16: {            \
-            enum { T = MC_BF16 };  \
-            __VA_ARGS__;           \
-            break;                 \
-        }                          \
-        case MC_F16: {             \
-            enum { T = MC_F16 };   \
-            __VA_ARGS__;           \
-            break;                 \
-        }                          \
-        default: {                 \
-            enum { T = MC_F32 };   \
-            __VA_ARGS__;           \
-        }                          \
-        }                          \
+#define LY_FOR_TYPE(dtype, T, ...)      \
+    do {                                \
+        switch (dtype) {                \
+        case MC_BF16: {                 \
+            const mc_dtype T = MC_BF16; \
+            __VA_ARGS__;                \
+            break;                      \
+        }                               \
+        case MC_F16: {                  \
+            const mc_dtype T = MC_F16;  \
+            __VA_ARGS__;                \
+            break;                      \
+        }                               \
+        default: {                      \
+            const mc_dtype T = MC_F32;  \
+            __VA_ARGS__;                \
+        }                               \
+        }                               \
     } while (0)
 
 /* Element i of an array of `type`; NULL of a NULL. */
