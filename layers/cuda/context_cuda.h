@@ -41,7 +41,10 @@ void ly_i_cudnn_destroy(struct ly_i_cudnn *cudnn);
 mc_status ly_i_attention_fwd_cudnn(const ly_ctx *cx, const ly_attention_fwd *a, bool *done_out) MC_MUST_CHECK;
 mc_status ly_i_attention_bwd_cudnn(const ly_ctx *cx, const ly_attention_bwd *a, bool *done_out) MC_MUST_CHECK;
 
-/* Names an operator's failed launch: operator, error, and every tensor's type and shape (ops_cuda.c). */
+/* ops_cuda.c: the table; "norm_fwd: x bf16(9,33) out ..."; and MC_OK, or MC_DEVICE after a line that says so, for what
+ * a launch of operator LY_OP_<name> (profile.h) returned. With MC_SYNC=1 it waits for the operator first. */
+extern const ly_ops ly_i_ops_cuda;
+void ly_i_cuda_describe(int op, const void *args, char *text_out, size_t cap);
 mc_status ly_i_cuda_launched(const ly_ctx *cx, int error, int op, const void *args) MC_MUST_CHECK;
 
 #ifdef __cplusplus
