@@ -38,6 +38,7 @@ typedef struct ly_ctx {
     size_t workspace_bytes; /* at least ly_workspace_bytes of every call (workspace.h) */
     void *backend;          /* the device's own state (mc_device.impl): handles of libraries, plans; NULL on the CPU */
     bool tf32;              /* f32 products may round what they read to TF32 (10 bits); ignored on the CPU */
+    size_t *workspace_peak; /* (optional) default: not kept. The "plan" table keeps the largest need here */
     struct ly_profile *profile; /* (optional) default: nothing is timed; set by ly_profile_attach */
 } ly_ctx;
 

@@ -27,6 +27,7 @@ typedef enum { MC_MEM_DEVICE, MC_MEM_PINNED_HOST } mc_mem;
 
 typedef struct mc_device_ops {
     const char *name; /* "cpu" */
+    bool host_memory; /* the host reads and writes device memory as its own */
     /* (optional) default: always. Without opening device `ordinal`, false with the reason and the remedy. */
     bool (*usable)(int ordinal, char *why_out, size_t cap);
     /* MC_UNSUPPORTED tells why this machine has no such device. */
