@@ -65,6 +65,9 @@ static mc_status check_kernels(mc_device *dev)
     MC_TRY_GOTO(st, mc_cuda_alloc(dev, MC_MEM_PINNED_HOST, sizeof(float), "the first kernel", &on_host), undo_all);
     MC_TRY_GOTO(st, mc_cuda_stream_create(dev, &stream), undo_all);
     st = try_kernel(dev, on_device, on_host, stream);
+    if (st != MC_OK) {
+        (void)cudaStreamSynchronize((cudaStream_t)stream.handle); /* what was queued may still use the memory */
+    }
 undo_all:
     mc_cuda_stream_destroy(dev, stream);
     mc_cuda_free(dev, MC_MEM_PINNED_HOST, on_host, sizeof(float));

@@ -68,8 +68,18 @@ void cuda_wait(cuda_device *d)
     assert_int_equal(d->dev.ops->stream_sync(&d->dev, d->cx.stream), MC_OK);
 }
 
+static void *symbol(const char *library, const char *name)
+{
+    void *handle = dlopen(library, RTLD_NOW | RTLD_NOLOAD);
+    return handle ? dlsym(handle, name) : NULL;
+}
+
+void *cuda_module_symbol(const char *name)
+{
+    return symbol("libmegac_cuda.so", name);
+}
+
 void *cuda_standin(const char *name)
 {
-    void *cudart = dlopen("libcudart.so.13", RTLD_NOW | RTLD_NOLOAD);
-    return cudart ? dlsym(cudart, name) : NULL;
+    return symbol("libcudart.so.13", name);
 }
