@@ -7,22 +7,24 @@ using namespace standin;
 #define ERRORS(X)                                                                                                               \
     X(InvalidValue)                                                                                                             \
     X(MemoryAllocation)                                                                                                         \
-    X(InitializationError) X(CudartUnloading) X(ProfilerDisabled) X(ProfilerNotInitialized) X(                                  \
-        ProfilerAlreadyStarted) X(ProfilerAlreadyStopped) X(InvalidConfiguration) X(InvalidPitchValue)                          \
-        X(InvalidSymbol) X(InvalidHostPointer) X(InvalidDevicePointer) X(InvalidTexture) X(InvalidTextureBinding) X(            \
-            InvalidChannelDescriptor) X(InvalidMemcpyDirection) X(AddressOfConstant) X(TextureFetchFailed)                      \
-            X(TextureNotBound) X(SynchronizationError) X(InvalidFilterSetting) X(InvalidNormSetting) X(                         \
-                MixedDeviceExecution) X(NotYetImplemented) X(MemoryValueTooLarge) X(StubLibrary) X(InsufficientDriver)          \
-                X(CallRequiresNewerDriver) X(InvalidSurface) X(DuplicateVariableName) X(DuplicateTextureName) X(                \
-                    DuplicateSurfaceName) X(DevicesUnavailable) X(IncompatibleDriverContext) X(MissingConfiguration)            \
-                    X(PriorLaunchFailure) X(LaunchMaxDepthExceeded) X(LaunchFileScopedTex) X(LaunchFileScopedSurf) X(           \
-                        SyncDepthExceeded) X(LaunchPendingCountExceeded) X(InvalidDeviceFunction) X(NoDevice)                   \
-                        X(InvalidDevice) X(DeviceNotLicensed) X(SoftwareValidityNotEstablished) X(StartupFailure) X(            \
-                            InvalidKernelImage) X(DeviceUninitialized) X(MapBufferObjectFailed)                                 \
-                            X(UnmapBufferObjectFailed) X(ArrayIsMapped) X(AlreadyMapped) X(NoKernelImageForDevice) X(           \
-                                AlreadyAcquired) X(NotMapped) X(NotMappedAsArray) X(NotMappedAsPointer)                         \
-                                X(ECCUncorrectable) X(UnsupportedLimit) X(DeviceAlreadyInUse) X(PeerAccessUnsupported) X(       \
-                                    InvalidPtx) X(InvalidGraphicsContext) X(NvlinkUncorrectable) X(JitCompilerNotFound)         \
+    X(InitializationError)                                                                                                      \
+    X(CudartUnloading)                                                                                                          \
+    X(ProfilerDisabled) X(ProfilerNotInitialized) X(ProfilerAlreadyStarted) X(ProfilerAlreadyStopped) X(                        \
+        InvalidConfiguration) X(InvalidPitchValue) X(InvalidSymbol) X(InvalidHostPointer) X(InvalidDevicePointer)               \
+        X(InvalidTexture) X(InvalidTextureBinding) X(InvalidChannelDescriptor) X(InvalidMemcpyDirection) X(                     \
+            AddressOfConstant) X(TextureFetchFailed) X(TextureNotBound) X(SynchronizationError) X(InvalidFilterSetting)         \
+            X(InvalidNormSetting) X(MixedDeviceExecution) X(NotYetImplemented) X(MemoryValueTooLarge) X(StubLibrary) X(         \
+                InsufficientDriver) X(CallRequiresNewerDriver) X(InvalidSurface) X(DuplicateVariableName)                       \
+                X(DuplicateTextureName) X(DuplicateSurfaceName) X(DevicesUnavailable) X(IncompatibleDriverContext) X(           \
+                    MissingConfiguration) X(PriorLaunchFailure) X(LaunchMaxDepthExceeded) X(LaunchFileScopedTex)                \
+                    X(LaunchFileScopedSurf) X(SyncDepthExceeded) X(LaunchPendingCountExceeded) X(                               \
+                        InvalidDeviceFunction) X(NoDevice) X(InvalidDevice) X(DeviceNotLicensed)                                \
+                        X(SoftwareValidityNotEstablished) X(StartupFailure) X(InvalidKernelImage) X(                            \
+                            DeviceUninitialized) X(MapBufferObjectFailed) X(UnmapBufferObjectFailed) X(ArrayIsMapped)           \
+                            X(AlreadyMapped) X(NoKernelImageForDevice) X(AlreadyAcquired) X(NotMapped) X(                       \
+                                NotMappedAsArray) X(NotMappedAsPointer) X(ECCUncorrectable) X(UnsupportedLimit)                 \
+                                X(DeviceAlreadyInUse) X(PeerAccessUnsupported) X(InvalidPtx) X(                                 \
+                                    InvalidGraphicsContext) X(NvlinkUncorrectable) X(JitCompilerNotFound)                       \
                                     X(UnsupportedPtxVersion) X(JitCompilationDisabled) X(UnsupportedExecAffinity) X(            \
                                         UnsupportedDevSideSync) X(Contained) X(InvalidSource) X(FileNotFound)                   \
                                         X(SharedObjectSymbolNotFound) X(SharedObjectInitFailed) X(OperatingSystem) X(           \
