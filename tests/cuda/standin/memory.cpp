@@ -16,7 +16,13 @@
 namespace standin
 {
 
-static constexpr size_t ARENA_BYTES = size_t{1} << 40, PAGE_BYTES = 4096, ALIGNMENT = 256;
+/* Addresses for all that is ever allocated. ThreadSanitizer reserves a multiple of it for itself. */
+#ifdef __SANITIZE_THREAD__
+static constexpr size_t ARENA_BYTES = size_t{1} << 32;
+#else
+static constexpr size_t ARENA_BYTES = size_t{1} << 40;
+#endif
+static constexpr size_t PAGE_BYTES = 4096, ALIGNMENT = 256;
 
 /* NaN in every floating type, -1 in every integer. */
 static constexpr int POISON = 0xff;
