@@ -142,7 +142,7 @@ struct Launch {
 /* Queues it. Takes the lock itself. The errors are those of a launch on a device: cudaErrorInvalidConfiguration for bad
  * dimensions, cudaErrorInvalidValue for more dynamic shared memory than the kernel was allowed; also to be had from
  * cudaGetLastError. */
-cudaError_t launch(const Launch &launch);
+cudaError_t launch(const Launch &kernel);
 
 } // namespace standin
 
