@@ -202,7 +202,7 @@ static void missing(const ranks_nccl *r, float *p)
 }
 
 /* Polls as a trainer does: an event, and the communicator's error. */
-static void error_then_abort(const ranks_nccl *r, float *p, ncclResult_t want)
+static void error_then_abort(ranks_nccl *r, float *p, ncclResult_t want)
 {
     cudaEvent_t event;
     CHECK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
@@ -220,13 +220,12 @@ static void error_then_abort(const ranks_nccl *r, float *p, ncclResult_t want)
     EXPECT(ncclAllReduce(p, p, 1, ncclFloat32, ncclSum, r->comm, r->stream), want);
     fprintf(stderr, "last error: %s\n", ncclGetLastError(r->comm));
     CHECK(ncclCommAbort(r->comm));
+    r->comm = NULL;
     CHECK(cudaStreamSynchronize(r->stream)); /* what hung on the device is gone */
     CHECK(cudaEventDestroy(event));
-    CHECK(cudaFree(p));
-    exit(0);
 }
 
-static void fault(const char *mode, const ranks_nccl *r, float *p)
+static void fault(const char *mode, ranks_nccl *r, float *p)
 {
     bool last = r->rank == r->n - 1;
     if (!strcmp(mode, "deadlock")) {
@@ -256,7 +255,7 @@ static void fault(const char *mode, const ranks_nccl *r, float *p)
     } else if (!strcmp(mode, "destroyed")) {
         CHECK(ncclCommDestroy(r->comm));
         EXPECT(ncclAllReduce(p, p, 4, ncclFloat32, ncclSum, r->comm, r->stream), ncclInvalidArgument);
-        exit(0);
+        r->comm = NULL;
     } else if (!strcmp(mode, "injected")) {
         error_then_abort(r, p, r->rank == 1 ? ncclSystemError : ncclRemoteError);
     } else {
