@@ -213,21 +213,31 @@ void case_memory_destroy(case_memory *m)
     }
 }
 
+/* Buffers of 16 bits leave those behind them in the file unaligned. */
 static double element(const case_buffer *b, const unsigned char *data, size_t i)
 {
+    union {
+        float f;
+        double d;
+        int32_t i;
+        uint16_t h;
+        uint8_t u;
+    } v;
+    size_t bytes = mc_dtype_bytes(b->dtype);
+    memcpy(&v, data + i * bytes, bytes);
     switch (b->dtype) {
     case MC_F32:
-        return ((const float *)data)[i];
+        return (double)v.f;
     case MC_F64:
-        return ((const double *)data)[i];
+        return v.d;
     case MC_BF16:
-        return mc_f32_from_bf16(((const uint16_t *)data)[i]);
+        return (double)mc_f32_from_bf16(v.h);
     case MC_F16:
-        return mc_f32_from_f16(((const uint16_t *)data)[i]);
+        return (double)mc_f32_from_f16(v.h);
     case MC_U8:
-        return data[i];
+        return v.u;
     default:
-        return ((const int32_t *)data)[i];
+        return v.i;
     }
 }
 

@@ -230,6 +230,30 @@ static void every_operator_has_a_case(void **state)
 #undef LY_OP
 }
 
+/* layers/op_tensors.def, from which messages are made, and op_fields.c list the same tensors. */
+static void every_tensor_is_listed(void **state)
+{
+    static const struct {
+        const char *op, *name;
+        size_t offset;
+    } listed[] = {
+#define LY_TENSOR(op, field) {#op, #field, offsetof(ly_##op, field)},
+#include "layers/op_tensors.def"
+#undef LY_TENSOR
+    };
+    size_t n_listed = sizeof listed / sizeof *listed, n_fields = 0;
+    (void)state;
+    for (size_t i = 0; i < n_listed; i++) {
+        const op_field *f = find_field(listed[i].op, listed[i].name);
+        assert_int_equal(f->kind, FIELD_TENSOR);
+        assert_int_equal(f->offset, listed[i].offset);
+    }
+    for (int i = 0; i < op_n_fields; i++) {
+        n_fields += op_fields[i].kind == FIELD_TENSOR;
+    }
+    assert_int_equal(n_fields, n_listed); /* no name stands twice in either: offsets of one struct differ */
+}
+
 /* The variants that this processor runs, into ops_out. */
 static int find_backends(const ly_ops *ops_out[MAX_BACKENDS])
 {
@@ -298,7 +322,7 @@ int main(int argc, char **argv)
     }
     static fixture fix;
     static job jobs[MAX_BACKENDS * N_CASES];
-    static struct CMUnitTest tests[MAX_BACKENDS * N_CASES + 1];
+    static struct CMUnitTest tests[MAX_BACKENDS * N_CASES + 2];
     const ly_ops *ops[MAX_BACKENDS];
     fix.folder = argv[1];
     int n_backends = open_backends(&fix, argc == 3 ? argv[2] : "cpu", ops), n = 0;
@@ -307,9 +331,10 @@ int main(int argc, char **argv)
         return 1;
     }
     tests[n++] = (struct CMUnitTest){.name = "every operator has a case", .test_func = every_operator_has_a_case};
+    tests[n++] = (struct CMUnitTest){.name = "every tensor is listed", .test_func = every_tensor_is_listed};
     for (int b = 0; b < n_backends; b++) {
         for (int i = 0; i < N_CASES; i++, n++) {
-            job *j = &jobs[n - 1];
+            job *j = &jobs[b * N_CASES + i];
             *j = (job){.fix = &fix, .row = &cases[i], .ops = ops[b]};
             snprintf(j->title, sizeof j->title, "%s %s %s", ops[b]->backend, cases[i].op, cases[i].name);
             tests[n] = (struct CMUnitTest){.name = j->title, .test_func = run_job, .initial_state = j};
