@@ -100,15 +100,16 @@ static void report_leaks(Machine &m)
         misuse("never destroyed: %zu streams, %zu events, %zu graphs", m.streams.size(), m.events.size(), n_graphs);
 }
 
-/* The lock stays taken: the helper's thread does nothing more. */
-static void report_exit()
+/* The lock stays taken: the helper's thread does nothing more. A program that ends with an error of its own, or whose
+ * device is lost, need not have tidied up. */
+static void report_exit(int status, void *)
 {
     Machine &m = machine();
     if (getpid() != m.pid)
         return;
     m.mutex.lock();
     memory_open(true);
-    if (m.lost == cudaSuccess) {
+    if (status == 0 && m.lost == cudaSuccess) {
         if (!m.pending.empty())
             misuse("%zu operations never ran; the first is %s", m.pending.size(), m.pending.front()->what.c_str());
         report_leaks(m);
@@ -132,7 +133,7 @@ static void report_exit()
 
 void report_start()
 {
-    atexit(report_exit);
+    on_exit(report_exit, nullptr);
 }
 
 } // namespace standin
