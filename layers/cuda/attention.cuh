@@ -203,4 +203,15 @@ __device__ __forceinline__ bool ly_at_kept(const ly_at_drop &d, int query, int k
     return (element % 4 < 2 ? low : high) >= d.threshold;
 }
 
+/* --- backward: one element --- */
+
+/* From exp(score - lse) and dP: P as dV wants it, and dS without the factor `scale`. */
+__device__ __forceinline__ void ly_at_bwd_element(float exponential, float dp, float delta, bool visible, bool kept,
+                                                  float keep_scale, float &p_out, float &ds_out)
+{
+    float e = visible ? exponential : 0.0f;
+    p_out = kept ? e * keep_scale : 0.0f;
+    ds_out = e * ((kept ? dp * keep_scale : 0.0f) - delta);
+}
+
 #endif
