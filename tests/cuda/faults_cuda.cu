@@ -315,6 +315,14 @@ KERNEL sound_barrier(float *y, const float *x)
     y[blockIdx.x * 128 + t] = s[127 - t] + one;
 }
 
+KERNEL sound_dynamic_shared(float *y, const float *x)
+{
+    LY_SHARED_DYN(float, s);
+    s[threadIdx.x] = x[threadIdx.x];
+    __syncthreads();
+    y[blockIdx.x * 128 + threadIdx.x] = s[127 - threadIdx.x];
+}
+
 KERNEL sound_warp_barrier(float *y, const float *)
 {
     __shared__ float s[32];
@@ -350,7 +358,9 @@ KERNEL sound_integer_atomics(float *y, const float *)
 KERNEL sound_last_block(float *y, const float *x)
 {
     __shared__ bool last;
-    y[1 + blockIdx.x] = x[blockIdx.x];
+    if (threadIdx.x == 0) {
+        y[1 + blockIdx.x] = x[blockIdx.x];
+    }
     __threadfence();
     if (threadIdx.x == 0) {
         unsigned *ticket = reinterpret_cast<unsigned *>(y);
@@ -387,9 +397,9 @@ static const struct {
     ROW(masks_overlap, 1, 32, 0),
     ROW(collectives_differ, 1, 32, 0),
     ROW(missing_warp_barrier, 1, 32, 0),
-    ROW(uninitialised_shared, 2, 128, 0),
-    ROW(uninitialised_in_template<float>, 2, 128, 0),
-    ROW(uninitialised_dynamic, 2, 128, 512),
+    ROW(uninitialised_shared, 1, 128, 0),
+    ROW(uninitialised_in_template<float>, 1, 128, 0),
+    ROW(uninitialised_dynamic, 1, 128, 512),
     ROW(outside_static_shared, 1, 128, 0),
     ROW(write_outside_dynamic_shared, 1, 128, 512),
     ROW(read_outside_dynamic_shared, 1, 128, 512),
@@ -404,6 +414,7 @@ static const struct {
     ROW(misaligned_copy, 1, 32, 0),
     ROW(misaligned_tile, 1, 32, 0),
     ROW(sound_barrier, 2, 128, 0),
+    ROW(sound_dynamic_shared, 2, 128, 512),
     ROW(sound_warp_barrier, 1, 32, 0),
     ROW(sound_half_warps, 1, 32, 0),
     ROW(sound_block_sum, 2, 128, 0),

@@ -15,7 +15,8 @@ namespace ly_on_cpu
 
 machine M;
 
-/* Fibers without a thread, and all of them. Nothing is allocated while a kernel runs under ThreadSanitizer. */
+/* Fibers without a thread, and all of them. Under ThreadSanitizer all are made before a kernel runs: what a CUDA
+ * thread allocates is its own. */
 enum { MAX_FIBERS = MAX_THREADS + 64 };
 static struct {
     fiber *idle[MAX_FIBERS], *all[MAX_FIBERS];
@@ -91,6 +92,7 @@ static void switch_to(fiber *f)
 
 static void leave()
 {
+    tsan_abandon_threads();
     tsan_become_host();
     switch_to(&M.host);
 }
@@ -127,11 +129,7 @@ static fiber *new_fiber()
 static fiber *fiber_for(int t)
 {
 #ifdef LY_ON_CPU_TSAN
-    fiber *&f = TSAN.stacks[tsan_identity(t)];
-    if (!f) {
-        f = new_fiber();
-    }
-    return f;
+    return TSAN.stacks[tsan_identity(t)];
 #else
     (void)t;
     return pool.n_idle ? pool.idle[--pool.n_idle] : new_fiber();
@@ -151,9 +149,7 @@ static void destroy_fibers()
         fiber_destroy(pool.all[i]);
     }
     pool = {};
-#ifdef LY_ON_CPU_TSAN
-    memset(TSAN.stacks, 0, sizeof TSAN.stacks);
-#endif
+    tsan_forget();
 }
 
 /* Nobody can run: says who waits for whom. */
@@ -308,6 +304,11 @@ void run_blocks()
     }
     M.block = 0;
     tsan_begin_launch();
+#ifdef LY_ON_CPU_TSAN
+    for (int i = 0; i < TSAN.n_identities; i++) {
+        TSAN.stacks[i] = TSAN.stacks[i] ? TSAN.stacks[i] : new_fiber();
+    }
+#endif
     begin_block();
     int t = M.current = next_thread();
     switch_to(fiber_for(t));

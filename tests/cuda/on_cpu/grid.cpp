@@ -180,20 +180,20 @@ static void open_shared(const ly_on_cpu_launch &l, const void *function)
     (void)function;
 #endif
     M.shared_bytes = l.shared_bytes;
-    M.shared = nullptr;
+    M.shared_base = nullptr;
     if (l.shared_bytes) {
-        void *block = nullptr;
+        M.shared_stride = (l.shared_bytes + SHARED_GUARD_BYTES + SHARED_ALIGN - 1) / SHARED_ALIGN * SHARED_ALIGN;
 #if defined(__SANITIZE_ADDRESS__)
-        size_t guard = 0; /* its red zone is exact */
+        size_t bytes = l.shared_bytes; /* its red zone is exact */
 #else
-        size_t guard = SHARED_GUARD_BYTES;
+        size_t bytes = M.shared_stride * (tsan_blocks_apart() ? M.n_blocks : 1);
 #endif
-        if (posix_memalign(&block, SHARED_ALIGN, l.shared_bytes + guard) != 0) {
-            fprintf(stderr, "on_cpu: no memory for %zu bytes of shared memory\n", l.shared_bytes);
+        void *block = nullptr;
+        if (posix_memalign(&block, SHARED_ALIGN, bytes) != 0) {
+            fprintf(stderr, "on_cpu: no memory for %zu bytes of shared memory\n", bytes);
             abort();
         }
-        M.shared = static_cast<char *>(block);
-        fill(M.shared + l.shared_bytes, guard, SHARED_GUARD);
+        M.shared_base = static_cast<char *>(block);
     }
 }
 
@@ -205,7 +205,14 @@ void *dynamic_shared()
 void poison_shared()
 {
     fill(M.static_shared, M.static_shared_bytes, 0xff);
-    fill(M.shared, M.shared_bytes, 0xff);
+    M.shared = nullptr;
+    if (M.shared_base) {
+        M.shared = M.shared_base + M.shared_stride * (tsan_blocks_apart() ? M.block : 0);
+        fill(M.shared, M.shared_bytes, 0xff);
+#if !defined(__SANITIZE_ADDRESS__)
+        fill(M.shared + M.shared_bytes, SHARED_GUARD_BYTES, SHARED_GUARD);
+#endif
+    }
 }
 
 void check_shared()
@@ -260,14 +267,11 @@ int run_grid(const ly_on_cpu_launch &l, const void *function, void (*thread)(voi
     M.n_threads = static_cast<int>(l.block[0] * l.block[1] * l.block[2]);
     M.n_warps = (M.n_threads + WARP - 1) / WARP;
     M.n_blocks = static_cast<uint64_t>(l.grid[0]) * l.grid[1] * l.grid[2];
-#ifdef LY_ON_CPU_TSAN
-    TSAN.blocks_apart = getenv("LY_ON_CPU_TSAN_BLOCKS") != nullptr;
-#endif
     choose_order();
+    tsan_read_settings();
     open_shared(l, function);
     run_blocks();
-    free(M.shared);
-    M.shared = nullptr;
+    free(M.shared_base);
     n_launches++;
     snprintf(message_out, cap, "%s", M.error);
     if (M.error[0]) {

@@ -56,8 +56,10 @@ struct machine {
     block_barrier barrier;
 
     fiber host, *running; /* running: host while no kernel runs */
-    char *shared;         /* dynamic, shared_bytes and a guard */
+    char *shared;         /* dynamic, of the block that runs: shared_bytes and a guard */
     size_t shared_bytes;
+    char *shared_base; /* one block's after the other, or the same for all */
+    size_t shared_stride;
     char *static_shared; /* the module's thread-local data */
     size_t static_shared_bytes;
     char error[1024];

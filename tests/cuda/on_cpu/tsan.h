@@ -7,6 +7,7 @@
 
 #ifdef LY_ON_CPU_TSAN
 #include <sanitizer/tsan_interface.h>
+#include <stdlib.h>
 #endif
 
 namespace ly_on_cpu
@@ -27,6 +28,14 @@ struct tsan_state {
 };
 extern tsan_state TSAN;
 
+inline void tsan_read_settings()
+{
+    TSAN.blocks_apart = getenv("LY_ON_CPU_TSAN_BLOCKS") != nullptr;
+}
+inline bool tsan_blocks_apart()
+{
+    return TSAN.blocks_apart;
+}
 inline int tsan_identity(int t)
 {
     return (t + TSAN.first) % TSAN.n_identities;
@@ -58,6 +67,26 @@ inline void tsan_begin_launch()
 inline void tsan_end_launch()
 {
     __tsan_acquire(&TSAN.end);
+}
+/* What threads that will not go on have done is done before what the host does next. */
+inline void tsan_abandon_threads()
+{
+    __tsan_release(&TSAN.end);
+    for (int t = 0; t < M.n_threads; t++) {
+        if (M.threads[t].state != UNSTARTED && M.threads[t].state != DONE) {
+            tsan_become(t);
+            __tsan_release(&TSAN.end);
+        }
+    }
+}
+/* After a failed launch: identities whose calls have not returned are of no more use. */
+inline void tsan_forget()
+{
+    for (int i = 0; i < TSAN.n_identities; i++) {
+        __tsan_destroy_fiber(TSAN.identities[i]);
+        TSAN.stacks[i] = nullptr;
+    }
+    TSAN.n_identities = 0;
 }
 inline void tsan_begin_block()
 {
@@ -92,6 +121,13 @@ inline void *tsan_fence_tag()
 
 #else
 
+inline void tsan_read_settings()
+{
+}
+inline bool tsan_blocks_apart()
+{
+    return false;
+}
 inline void tsan_become(int)
 {
 }
@@ -108,6 +144,12 @@ inline void tsan_begin_launch()
 {
 }
 inline void tsan_end_launch()
+{
+}
+inline void tsan_abandon_threads()
+{
+}
+inline void tsan_forget()
 {
 }
 inline void tsan_begin_block()
