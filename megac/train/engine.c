@@ -1,5 +1,6 @@
 #include "megac/train/engine.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "megac/base/alloc.h"
@@ -102,8 +103,14 @@ static mc_status open_device(mt_engine *e, const char *name)
 {
     MC_TRY(mc_device_open(name, mc_world_job(e->world)->local_rank, &e->dev));
     e->setup.device = e->dev.ops->name;
+    if (strcmp(name, "auto") == 0) { /* each rank chose for itself */
+        char text[64];
+        snprintf(text, sizeof text, "device %s\n", e->dev.ops->name);
+        MC_TRY(mc_world_agree(e->world, text));
+    }
     MC_TRY(mc_pool_create(e->setup.n_threads, LY_POOL_SCRATCH_BYTES, &e->pool));
     e->ly.pool = e->pool;
+    e->ly.backend = e->dev.impl;
     e->ly.ops = e->dev.ops->operators;
     if (!e->ly.ops) {
         MC_TRY(ly_ops_get("cpu", &e->ly.ops));
@@ -116,7 +123,7 @@ static mc_status create(mt_engine *e, const mt_options *o, mt_purpose purpose, c
     const mc_job *job = mc_world_job(e->world);
     MC_TRY(mt_setup_init(&e->setup, o, purpose, job->size, job->local_size, data));
     e->place = mt_setup_place(&e->setup, job->rank);
-    MC_TRY(open_device(e, strcmp(o->device, "auto") == 0 ? "cpu" : o->device));
+    MC_TRY(open_device(e, o->device));
     MC_TRY(open_groups(e));
     MC_TRY(open_plans(e));
     return open_model(e);
