@@ -28,6 +28,8 @@ typedef enum { MC_MEM_DEVICE, MC_MEM_PINNED_HOST } mc_mem;
 typedef struct mc_device_ops {
     const char *name; /* "cpu" */
     bool host_memory; /* the host reads and writes device memory as its own */
+    /* (optional) default: always. Without opening device `ordinal`, false with the reason and the remedy. */
+    bool (*usable)(int ordinal, char *why_out, size_t cap);
     /* MC_UNSUPPORTED tells why this machine has no such device. */
     mc_status (*open)(mc_device *dev, int ordinal);
     void (*close)(mc_device *dev);
@@ -63,9 +65,11 @@ struct mc_device {
     void *impl;
 };
 
-/* Opens device `ordinal` of the backend called `name`. "cuda" loads libmegac_cuda.so, from the program's folder or the
- * loader's path, whose symbol `mc_device_cuda` is its table. MC_UNSUPPORTED lists the backends of this build, or says
- * which library, driver or device is missing. */
+/* Opens device `ordinal` (local rank) of the backend called `name`. "cuda" loads libmegac_cuda.so, from the program's
+ * folder or the loader's path, whose symbol `mc_device_cuda` is its table; ordinals count modulo the visible devices.
+ * "auto" is "cuda" where it is usable, else "cpu"; where the machine has no driver it loads nothing, and where one is
+ * there but unusable it warns. MC_UNSUPPORTED lists the known names, or says which library, driver or device is missing
+ * and what to do. */
 mc_status mc_device_open(const char *name, int ordinal, mc_device *dev_out) MC_MUST_CHECK;
 void mc_device_close(mc_device *dev);
 

@@ -34,8 +34,8 @@ static mc_status device_group(mt_engine *e, mc_comm *group)
     *host = *group;
     *group = (mc_comm){0};
     if (e->dev.ops->comm_create && (!o->comm || strcmp(o->comm, "nccl") == 0)) {
-        MC_TRY(
-            e->dev.ops->comm_create(&e->dev, host, e->ly.stream, 60.0 * (double)o->distributed_timeout_minutes, &made));
+        MC_TRY(e->dev.ops->comm_create(&e->dev, host, e->ly.stream, group == &e->groups.pp,
+                                       60.0 * (double)o->distributed_timeout_minutes, &made));
     } else {
         MC_TRY(mc_comm_staged(&e->dev, host, e->ly.stream, &made));
     }
@@ -104,6 +104,7 @@ static mc_status open_device(mt_engine *e, const char *name)
     e->setup.device = e->dev.ops->name;
     MC_TRY(mc_pool_create(e->setup.n_threads, LY_POOL_SCRATCH_BYTES, &e->pool));
     e->ly.pool = e->pool;
+    e->ly.backend = e->dev.impl;
     e->ly.ops = e->dev.ops->operators;
     if (!e->ly.ops) {
         MC_TRY(ly_ops_get("cpu", &e->ly.ops));
@@ -116,7 +117,7 @@ static mc_status create(mt_engine *e, const mt_options *o, mt_purpose purpose, c
     const mc_job *job = mc_world_job(e->world);
     MC_TRY(mt_setup_init(&e->setup, o, purpose, job->size, job->local_size, data));
     e->place = mt_setup_place(&e->setup, job->rank);
-    MC_TRY(open_device(e, strcmp(o->device, "auto") == 0 ? "cpu" : o->device));
+    MC_TRY(open_device(e, o->device));
     MC_TRY(open_groups(e));
     MC_TRY(open_plans(e));
     return open_model(e);
