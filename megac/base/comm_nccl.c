@@ -10,6 +10,7 @@
 #include "megac/base/comm_nccl.h"
 
 #include <nccl.h>
+#include <stdio.h>
 #include <string.h>
 #include <time.h>
 
