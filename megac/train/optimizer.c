@@ -3,6 +3,7 @@
 #include <math.h>
 
 #include "megac/base/alloc.h"
+#include "megac/train/trace.h"
 
 static int64_t row_elems(const mt_param *r)
 {
@@ -273,8 +274,10 @@ static mc_status set_lr_ratio(mt_optimizer *o, double lr, double decoupled_lr, d
 mc_status mt_optimizer_step(mt_optimizer *o, double lr, double decoupled_lr, double weight_decay, int n_micro,
                             mt_step_result *result_out)
 {
+    mt_stage *s = o->stage;
     double sq_norm, loss, base;
     MC_TRY(finish_reductions(o));
+    MC_TRY(mt_trace_gradients(s->trace, &s->params, &s->place, s->c->vocab, s->x.heads.replica == 0, s->grad_slab));
     MC_TRY(global_sums(o, n_micro, &loss, &sq_norm));
     double norm = sqrt(sq_norm), clip = o->config.clip_grad;
     *result_out = (mt_step_result){.loss_sum = loss, .grad_norm = norm, .skipped = !isfinite(norm)};
