@@ -116,7 +116,7 @@ static mc_status ask(struct ly_i_cublas *c, ly_i_gemm_plan *p, cublasLtMatmulHeu
     cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(c->handle, &p->desc, &p->a, &p->b, &p->c, &p->c, &limits,
                                                            c->autotune ? CANDIDATES : 1, list, &n);
     if (status != CUBLAS_STATUS_NOT_SUPPORTED) {
-        LY_CUBLAS_TRY(status);
+        MC_TRY(ly_i_cublas_check_at(__FILE__, __LINE__, status, "cublasLtMatmulAlgoGetHeuristic"));
         for (int i = 0; i < n; i++) {
             if (list[i].state == CUBLAS_STATUS_SUCCESS && list[i].workspaceSize <= p->key.workspace_bytes) {
                 list[kept++] = list[i];

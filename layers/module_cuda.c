@@ -16,6 +16,7 @@ mc_status ly_i_cuda_create(mc_cuda *device, ly_cuda **context_out)
     MC_TRY(MC_NEW(&context, "CUDA operators"));
     context->device = device;
     mc_status st = ly_i_cublas_create(device, &context->cublas);
+    st = st == MC_OK ? ly_i_cudnn_create(device, &context->cudnn) : st;
     if (st != MC_OK) {
         ly_i_cuda_destroy(context);
         return st;
@@ -27,6 +28,7 @@ mc_status ly_i_cuda_create(mc_cuda *device, ly_cuda **context_out)
 void ly_i_cuda_destroy(ly_cuda *context)
 {
     if (context) {
+        ly_i_cudnn_destroy(context->cudnn);
         ly_i_cublas_destroy(context->cublas);
         mc_free(context);
     }
@@ -66,6 +68,9 @@ static mc_status check_kernels(mc_device *dev)
     MC_TRY_GOTO(st, mc_cuda_alloc(dev, MC_MEM_PINNED_HOST, sizeof(float), "the first kernel", &on_host), undo_all);
     MC_TRY_GOTO(st, mc_cuda_stream_create(dev, &stream), undo_all);
     st = try_kernel(dev, on_device, on_host, stream);
+    if (st != MC_OK) {
+        (void)cudaStreamSynchronize((cudaStream_t)stream.handle); /* what was queued may still use the memory */
+    }
 undo_all:
     mc_cuda_stream_destroy(dev, stream);
     mc_cuda_free(dev, MC_MEM_PINNED_HOST, on_host, sizeof(float));

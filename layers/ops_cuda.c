@@ -79,8 +79,6 @@ KERNEL(head_norm_bwd)
 KERNEL(act_fwd)
 KERNEL(act_bwd)
 KERNEL(rope)
-KERNEL(attention_fwd)
-KERNEL(attention_bwd)
 KERNEL(embedding_fwd)
 KERNEL(embedding_bwd)
 KERNEL(embed_finish_fwd)
@@ -93,6 +91,33 @@ KERNEL(sq_norm)
 KERNEL(add)
 KERNEL(fill)
 KERNEL(cast)
+
+static mc_status check_head(mc_tensor q)
+{
+    if (q.dims[3] <= LY_CUDA_MAX_HEAD) {
+        return MC_OK;
+    }
+    return MC_FAIL(MC_UNSUPPORTED,
+                   "attention heads of %lld on --device cuda: at most %d; use more heads (--num-attention-heads, "
+                   "--kv-channels), or --device cpu",
+                   (long long)q.dims[3], LY_CUDA_MAX_HEAD);
+}
+
+static mc_status attention_fwd_cuda(const ly_ctx *cx, const ly_attention_fwd *a)
+{
+    bool done;
+    MC_TRY(check_head(a->q));
+    MC_TRY(ly_i_attention_fwd_cudnn(cx, a, &done));
+    return ly_i_cuda_launched(cx, done ? cudaSuccess : ly_k_attention_fwd(cx, a), LY_OP_attention_fwd, a);
+}
+
+static mc_status attention_bwd_cuda(const ly_ctx *cx, const ly_attention_bwd *a)
+{
+    bool done;
+    MC_TRY(check_head(a->q));
+    MC_TRY(ly_i_attention_bwd_cudnn(cx, a, &done));
+    return ly_i_cuda_launched(cx, done ? cudaSuccess : ly_k_attention_bwd(cx, a), LY_OP_attention_bwd, a);
+}
 
 static mc_status gemm_cuda(const ly_ctx *cx, const ly_gemm *a)
 {

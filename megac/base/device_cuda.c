@@ -32,7 +32,6 @@ static bool is_fault(cudaError_t e)
     case cudaErrorLaunchTimeout:
     case cudaErrorAssert:
     case cudaErrorECCUncorrectable:
-    case cudaErrorUnknown:
         return true;
     default:
         return false;

@@ -1,5 +1,6 @@
 #include "megac/train/engine.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "megac/base/alloc.h"
@@ -102,6 +103,11 @@ static mc_status open_device(mt_engine *e, const char *name)
 {
     MC_TRY(mc_device_open(name, mc_world_job(e->world)->local_rank, &e->dev));
     e->setup.device = e->dev.ops->name;
+    if (strcmp(name, "auto") == 0) { /* each rank chose for itself */
+        char text[64];
+        snprintf(text, sizeof text, "device %s\n", e->dev.ops->name);
+        MC_TRY(mc_world_agree(e->world, text));
+    }
     MC_TRY(mc_pool_create(e->setup.n_threads, LY_POOL_SCRATCH_BYTES, &e->pool));
     e->ly.pool = e->pool;
     e->ly.backend = e->dev.impl;
