@@ -15,6 +15,7 @@ mc_status ly_i_cuda_create(mc_cuda *device, ly_cuda **context_out)
     MC_TRY(MC_NEW(&context, "CUDA operators"));
     context->device = device;
     mc_status st = ly_i_cublas_create(device, &context->cublas);
+    st = st == MC_OK ? ly_i_cudnn_create(device, &context->cudnn) : st;
     if (st != MC_OK) {
         ly_i_cuda_destroy(context);
         return st;
@@ -26,6 +27,7 @@ mc_status ly_i_cuda_create(mc_cuda *device, ly_cuda **context_out)
 void ly_i_cuda_destroy(ly_cuda *context)
 {
     if (context) {
+        ly_i_cudnn_destroy(context->cudnn);
         ly_i_cublas_destroy(context->cublas);
         mc_free(context);
     }

@@ -105,14 +105,18 @@ static mc_status check_head(mc_tensor q)
 
 static mc_status attention_fwd_cuda(const ly_ctx *cx, const ly_attention_fwd *a)
 {
+    bool done;
     MC_TRY(check_head(a->q));
-    return ly_i_cuda_launched(cx, ly_k_attention_fwd(cx, a), LY_OP_attention_fwd, a);
+    MC_TRY(ly_i_attention_fwd_cudnn(cx, a, &done));
+    return ly_i_cuda_launched(cx, done ? cudaSuccess : ly_k_attention_fwd(cx, a), LY_OP_attention_fwd, a);
 }
 
 static mc_status attention_bwd_cuda(const ly_ctx *cx, const ly_attention_bwd *a)
 {
+    bool done;
     MC_TRY(check_head(a->q));
-    return ly_i_cuda_launched(cx, ly_k_attention_bwd(cx, a), LY_OP_attention_bwd, a);
+    MC_TRY(ly_i_attention_bwd_cudnn(cx, a, &done));
+    return ly_i_cuda_launched(cx, done ? cudaSuccess : ly_k_attention_bwd(cx, a), LY_OP_attention_bwd, a);
 }
 
 static mc_status gemm_cuda(const ly_ctx *cx, const ly_gemm *a)

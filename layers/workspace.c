@@ -1,5 +1,6 @@
 #include "layers/workspace.h"
 
+#include "layers/cuda/attention_split.h"
 #include "layers/cuda/partials.h"
 
 /* Below, one function for each operator that needs memory. */
@@ -38,11 +39,15 @@ static size_t embedding_bwd_bytes(const ly_embedding_bwd *a)
     return 2 * (size_t)a->dtable.dims[0] * sizeof(int32_t);
 }
 
-/* `delta`, which the caller gives, is all that the contract asks for. */
+/* Our kernels need none; cuDNN's plans may use what their calls are worth. */
+static size_t attention_fwd_bytes(const ly_attention_fwd *a)
+{
+    return (size_t)ly_i_sdpa_split_fwd(a).workspace_bytes;
+}
+
 static size_t attention_bwd_bytes(const ly_attention_bwd *a)
 {
-    (void)a;
-    return 0;
+    return (size_t)ly_i_sdpa_split_bwd(a).workspace_bytes;
 }
 
 static size_t sq_norm_bytes(const ly_sq_norm *a)
@@ -63,6 +68,7 @@ static inline size_t no_bytes(const void *a)
 #define LY_I_NEEDS_norm_bwd ~, norm_bwd_bytes
 #define LY_I_NEEDS_head_norm_bwd ~, head_norm_bwd_bytes
 #define LY_I_NEEDS_embedding_bwd ~, embedding_bwd_bytes
+#define LY_I_NEEDS_attention_fwd ~, attention_fwd_bytes
 #define LY_I_NEEDS_attention_bwd ~, attention_bwd_bytes
 #define LY_I_NEEDS_sq_norm ~, sq_norm_bytes
 

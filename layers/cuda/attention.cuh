@@ -5,6 +5,7 @@
 
 #include "layers/attention.h"
 #include "layers/cuda/kernel.cuh"
+#include "layers/cuda/kernels.h"
 #include "megac/base/rng.h"
 #include "megac/base/status.h"
 
@@ -13,9 +14,6 @@
 
 /* Below any score, and finite, so that differences are never NaN: the maximum of a query that has seen no key. */
 #define LY_AT_NO_SCORE (-1e30f)
-
-/* Head sizes up to this one have kernels. */
-enum { LY_AT_MAX_HEAD = 256 };
 
 /* Strides in elements of a view (R, G, r, H); the last is 1. */
 struct ly_at_strides {
@@ -70,7 +68,7 @@ template <class A> static inline ly_at_call ly_at_call_of(const A *a)
 {
     int64_t T = a->seq_len, R = a->q.dims[0];
     MC_ASSERT(T > 0 && T < 1 << 30 && R % T == 0 && R / T < 1 << 30);
-    MC_ASSERT(a->q.dims[3] >= 1 && a->q.dims[3] <= LY_AT_MAX_HEAD && a->scale > 0.0f);
+    MC_ASSERT(a->q.dims[3] >= 1 && a->q.dims[3] <= LY_CUDA_MAX_HEAD && a->scale > 0.0f);
     MC_ASSERT(!(a->dropout.p > 0.0f) || a->dropout.p < 1.0f);
     ly_at_check_view(a->q, a->q, a->q.dims[2]);
     ly_at_check_view(a->k, a->q, 1);

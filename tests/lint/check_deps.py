@@ -22,13 +22,13 @@ SYSTEM = set(
 SYSTEM_FOLDERS = ("sys/", "linux/", "asm/")
 
 # Host code over one of NVIDIA's other libraries takes streams of cudart too.
-CUDA_FILES = (".cu", ".cuh", "_cuda.c", "_cuda.h", "_cublas.c", "_cudnn.c", "_nccl.c", "_nccl.h")
+CUDA_FILES = (".cu", ".cuh", "_cuda.c", "_cuda.h", "_cublas.c", "_cudnn.c", "_cudnn.h", "_nccl.c", "_nccl.h")
 
 # Vendor -> (its headers, endings of the files that may include them).
 VENDORS = {
     "CUDA": (re.compile(r"^(cuda|curand|nvtx|nvToolsExt|cub/|cooperative_groups)"), CUDA_FILES),
     "cuBLAS": (re.compile(r"^cublas"), ("_cuda.c", "_cublas.c")),
-    "cuDNN": (re.compile(r"^cudnn"), ("_cuda.c", "_cudnn.c")),
+    "cuDNN": (re.compile(r"^cudnn"), ("_cuda.c", "_cudnn.c", "_cudnn.h")),
     "NCCL": (re.compile(r"^nccl"), ("_nccl.c", "_nccl.h")),
     "MPI": (re.compile(r"^mpi(-ext)?\.h$"), ("_mpi.c", "_mpi.h")),
     "HDF5": (re.compile(r"^(hdf5|H5\w*)(_hl)?\.h$"), ("_hdf5.c", "_hdf5.h")),
@@ -36,7 +36,7 @@ VENDORS = {
 }
 
 # Headers of ours that include a vendor's: for files of the same vendor only.
-VENDOR_HEADER = re.compile(r"_(cuda|nccl|mpi|hdf5|dnnl)\.h$")
+VENDOR_HEADER = re.compile(r"_(cuda|cudnn|nccl|mpi|hdf5|dnnl)\.h$")
 
 # Headers of one processor: in a file named for it, or under a guard.
 PROCESSOR = re.compile(r"^(\w*intrin|cpuid|x86gprintrin|arm_neon|arm_sve)\.h$")

@@ -21,7 +21,7 @@ KERNELS = ("layers/cpu/", ["-DLY_ISA=base"])
 
 # Ending of a header that includes a vendor's -> pkg-config's name of the vendor's.
 PACKAGES = {"_mpi.h": "ompi-c", "_hdf5.h": "hdf5"}
-CUDA_ENDING = "_cuda.h"
+CUDA_ENDINGS = ("_cuda.h", "_cudnn.h")
 
 
 def cuda_include():
@@ -33,7 +33,7 @@ def cuda_include():
 
 def vendor_flags(header):
     """Where the vendor's headers lie, as system headers: their warnings are not ours."""
-    if header.endswith(CUDA_ENDING):
+    if header.endswith(CUDA_ENDINGS):
         return ["-isystem", cuda_include()]
     package = next((p for ending, p in PACKAGES.items() if header.endswith(ending)), None)
     if not package:
@@ -74,7 +74,7 @@ def main(argv=None):
         jobs += [(language, compiler, flags) for compiler in present]
     headers = [h for h in check.files(".h") if unit_of(h)]
     if not cuda_include():
-        for header in [h for h in headers if h.endswith(CUDA_ENDING)]:
+        for header in [h for h in headers if h.endswith(CUDA_ENDINGS)]:
             print(f"{header}: not compiled, no CUDA toolkit here")
             headers.remove(header)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
