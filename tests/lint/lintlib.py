@@ -143,6 +143,9 @@ def c_functions(source):
     opened, head = None, []
     for number, line in enumerate(lines, 1):
         if opened is None and line.rstrip() == "{":
+            if head and head[-1].startswith("namespace"):
+                head = []
+                continue
             opened = number
         elif opened is not None and line.startswith("}"):
             text = "\n".join(head)
