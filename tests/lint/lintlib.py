@@ -137,13 +137,13 @@ FUNCTION_NAME = re.compile(r"(\w+)\s*\((?:[^()]|\([^()]*\))*\)[^()]*$", re.DOTAL
 def c_functions(source):
     """(name, line of the opening brace, line of the closing one, head text) of each function.
 
-    The formatter puts a function's braces, and no others, alone in column 0.
+    The formatter puts a function's braces alone in column 0, and those of namespaces and classes.
     """
     lines = blank_c(source).splitlines()
     opened, head = None, []
     for number, line in enumerate(lines, 1):
         if opened is None and line.rstrip() == "{":
-            if head and head[-1].startswith("namespace"):
+            if head and head[-1].startswith(("namespace", "class ")):
                 head = []
                 continue
             opened = number
