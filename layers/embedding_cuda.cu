@@ -2,18 +2,19 @@
 #include "layers/cuda/dropout.cuh"
 #include "layers/cuda/norm_row.cuh"
 
-/* Row-wise kernels: a warp takes VECS vectors a lane of one row (blockIdx.y counts such chunks), a block ROWS rows. */
-enum { ROWS = 8, VECS = 4 };
+/* Row-wise kernels: a warp takes VECS vectors a lane of one row (blockIdx.y counts such chunks), a block ROWS rows.
+ * Where sums are kept as well, BWD_VECS. */
+enum { ROWS = 8, VECS = 4, BWD_VECS = 2 };
 
 /* Column at which vector i of the calling lane begins. */
-template <int WIDTH> static __device__ __forceinline__ int64_t chunk_column(int i)
+template <int WIDTH, int N = VECS> static __device__ __forceinline__ int64_t chunk_column(int i)
 {
-    return (((int64_t)blockIdx.y * VECS + i) * LY_WARP + threadIdx.x) * WIDTH;
+    return (((int64_t)blockIdx.y * N + i) * LY_WARP + threadIdx.x) * WIDTH;
 }
 
-static dim3 chunk_grid(int64_t n_rows, int64_t n_cols, int width)
+static dim3 chunk_grid(int64_t n_rows, int64_t n_cols, int width, int vecs = VECS)
 {
-    int64_t chunk = (int64_t)LY_WARP * VECS * width;
+    int64_t chunk = (int64_t)LY_WARP * vecs * width;
     return dim3((unsigned)((n_rows + ROWS - 1) / ROWS), (unsigned)((n_cols + chunk - 1) / chunk));
 }
 
@@ -46,7 +47,7 @@ static __global__ void __launch_bounds__(LY_WARP *ROWS)
     for (int i = 0; i < VECS; i++) {
         int64_t c = chunk_column<WIDTH>(i);
         if (c < n_cols) {
-            *reinterpret_cast<ly_pack<T, WIDTH> *>(out + row * n_cols + c) = v[i];
+            ly_pack_to(out + row * n_cols + c, v[i]);
         }
     }
 }
@@ -70,7 +71,7 @@ static void check_table(mc_tensor tokens, mc_tensor table, mc_tensor rows)
 {
     MC_ASSERT(table.n_dims == 2 && rows.n_dims == 2);
     MC_ASSERT(mc_tensor_contiguous(table) && rows.dims[1] == table.dims[1] && mc_tensor_contiguous(rows));
-    MC_ASSERT(ly_is_contiguous_1d(tokens, rows.dims[0]) && rows.dims[0] <= INT32_MAX);
+    MC_ASSERT(ly_is_contiguous_1d(tokens, rows.dims[0]) && rows.dims[0] <= INT32_MAX && rows.dims[1] <= INT32_MAX);
 }
 
 extern "C" int ly_k_embedding_fwd(const ly_ctx *cx, const ly_embedding_fwd *a)
@@ -152,21 +153,33 @@ static __device__ __forceinline__ int append_rows(int32_t *list, int n_list, con
     return n_list;
 }
 
+/* Rows of dout that a thread reads before it adds them: their latency is waited for once. */
+enum { BATCH_ROWS = 8 };
+
 /* dtable row += the listed rows of dout, in order. */
 template <class T, int WIDTH>
 static __device__ __forceinline__ void add_rows(float *dtable, const T *dout, const int32_t *list, int n_list,
-                                                int64_t n_cols)
+                                                int n_cols)
 {
-    for (int64_t c = (int64_t)threadIdx.x * WIDTH; c < n_cols; c += SEARCH_THREADS * WIDTH) {
+    for (int c = threadIdx.x * WIDTH; c < n_cols; c += SEARCH_THREADS * WIDTH) {
         float sum[WIDTH];
         ly_load_f32(sum, dtable + c);
-#pragma unroll 8
-        for (int i = 0; i < n_list; i++) {
-            float v[WIDTH];
-            ly_load_f32(v, dout + list[i] * n_cols + c);
+        for (int i = 0; i < n_list; i += BATCH_ROWS) {
+            ly_pack<T, WIDTH> v[BATCH_ROWS];
 #pragma unroll
-            for (int k = 0; k < WIDTH; k++) {
-                sum[k] += v[k];
+            for (int b = 0; b < BATCH_ROWS; b++) {
+                if (i + b < n_list) {
+                    v[b] = ly_pack_at<WIDTH>(dout + (int64_t)list[i + b] * n_cols + c);
+                }
+            }
+#pragma unroll
+            for (int b = 0; b < BATCH_ROWS; b++) {
+                if (i + b < n_list) {
+#pragma unroll
+                    for (int k = 0; k < WIDTH; k++) {
+                        sum[k] += ly_to_f32(v[b].x[k]);
+                    }
+                }
             }
         }
         ly_store_f32(dtable + c, sum);
@@ -179,7 +192,7 @@ static __device__ __forceinline__ void add_rows(float *dtable, const T *dout, co
 template <class T, int WIDTH>
 static __global__ void __launch_bounds__(SEARCH_THREADS)
     embedding_bwd_kernel(const int32_t *tokens, const int32_t *first, const int32_t *count, const T *dout,
-                         float *dtable, int64_t n_rows, int64_t n_cols, int64_t vocab0, int64_t n_vocab)
+                         float *dtable, int64_t n_rows, int n_cols, int64_t vocab0, int64_t n_vocab)
 {
     __shared__ int32_t list[LIST_ROWS];
     __shared__ int warp_counts[2][SEARCH_WARPS];
@@ -193,20 +206,19 @@ static __global__ void __launch_bounds__(SEARCH_THREADS)
     if (threadIdx.x == 0) {
         list[0] = (int32_t)row;
     }
-    for (int64_t begin = row + 1; left > 0; begin += SEARCH_STEP) {
-        int longer = append_rows(list, n_list, tokens, begin, n_rows, token, warp_counts[turn]);
-        left -= longer - n_list;
-        n_list = longer;
-        turn ^= 1;
-        if (left > 0 && n_list > LIST_ROWS - SEARCH_STEP) {
-            __syncthreads();
-            add_rows<T, WIDTH>(dtable + t * n_cols, dout, list, n_list, n_cols);
-            __syncthreads();
-            n_list = 0;
+    int64_t begin = row + 1;
+    do {
+        for (; left > 0 && n_list <= LIST_ROWS - SEARCH_STEP; begin += SEARCH_STEP) {
+            int longer = append_rows(list, n_list, tokens, begin, n_rows, token, warp_counts[turn]);
+            left -= longer - n_list;
+            n_list = longer;
+            turn ^= 1;
         }
-    }
-    __syncthreads();
-    add_rows<T, WIDTH>(dtable + t * n_cols, dout, list, n_list, n_cols);
+        __syncthreads();
+        add_rows<T, WIDTH>(dtable + t * n_cols, dout, list, n_list, n_cols);
+        __syncthreads();
+        n_list = 0;
+    } while (left > 0);
 }
 
 template <class T, int WIDTH> static int table_bwd_launch(const ly_ctx *cx, const ly_embedding_bwd *a)
@@ -229,7 +241,7 @@ template <class T, int WIDTH> static int table_bwd_launch(const ly_ctx *cx, cons
         return status;
     }
     LY_LAUNCH((embedding_bwd_kernel<T, WIDTH>), (unsigned)n_rows, SEARCH_THREADS, 0, ly_stream(cx), tokens, first,
-              count, ly_data<T>(a->dout), ly_data<float>(a->dtable), n_rows, n_cols, a->vocab0, n_vocab);
+              count, ly_data<T>(a->dout), ly_data<float>(a->dtable), n_rows, (int)n_cols, a->vocab0, n_vocab);
     return ly_launched();
 }
 
@@ -337,27 +349,27 @@ static __global__ void __launch_bounds__(LY_WARP *ROWS)
         return;
     }
     position -= position >= seq_len ? seq_len : 0;
-    float sums[VECS][WIDTH] = {};
+    float sums[BWD_VECS][WIDTH] = {};
 #pragma unroll
-    for (int i = 0; i < VECS; i++) {
-        int64_t c = chunk_column<WIDTH>(i);
+    for (int i = 0; i < BWD_VECS; i++) {
+        int64_t c = chunk_column<WIDTH, BWD_VECS>(i);
         if (dpositions && c < n_cols) {
             ly_load_f32(sums[i], dpositions + position * n_cols + c);
         }
     }
     for (int64_t row = row0; row < n_rows; row += seq_len) {
         ly_mask_row place = ly_mask_row_of(mask, row);
-        float v[VECS][WIDTH];
+        float v[BWD_VECS][WIDTH];
 #pragma unroll
-        for (int i = 0; i < VECS; i++) {
-            int64_t c = chunk_column<WIDTH>(i);
+        for (int i = 0; i < BWD_VECS; i++) {
+            int64_t c = chunk_column<WIDTH, BWD_VECS>(i);
             if (c < n_cols) {
                 ly_load_f32(v[i], dh + row * n_cols + c);
             }
         }
 #pragma unroll
-        for (int i = 0; i < VECS; i++) {
-            int64_t c = chunk_column<WIDTH>(i);
+        for (int i = 0; i < BWD_VECS; i++) {
+            int64_t c = chunk_column<WIDTH, BWD_VECS>(i);
             if (c >= n_cols) {
                 continue;
             }
@@ -372,8 +384,8 @@ static __global__ void __launch_bounds__(LY_WARP *ROWS)
         }
     }
 #pragma unroll
-    for (int i = 0; i < VECS; i++) {
-        int64_t c = chunk_column<WIDTH>(i);
+    for (int i = 0; i < BWD_VECS; i++) {
+        int64_t c = chunk_column<WIDTH, BWD_VECS>(i);
         if (dpositions && c < n_cols) {
             ly_store_f32(dpositions + position * n_cols + c, sums[i]);
         }
@@ -384,9 +396,10 @@ template <class T, int WIDTH> static int finish_bwd_launch(const ly_ctx *cx, con
 {
     int64_t n_rows = a->dh.dims[0], n_cols = a->dh.dims[1], seq_len = a->dropout.seq_len;
     int64_t n_positions = n_rows < seq_len ? n_rows : seq_len;
-    LY_LAUNCH((embed_finish_bwd_kernel<T, WIDTH>), chunk_grid(n_positions, n_cols, WIDTH), dim3(LY_WARP, ROWS), 0,
-              ly_stream(cx), ly_data<T>(a->dh), ly_data<T>(a->dx), ly_data<float>(a->dpositions), n_rows, n_cols,
-              seq_len, a->dropout.row0 % seq_len, ly_mask_of(&a->dropout, n_rows, true));
+    LY_LAUNCH((embed_finish_bwd_kernel<T, WIDTH>), chunk_grid(n_positions, n_cols, WIDTH, BWD_VECS),
+              dim3(LY_WARP, ROWS), 0, ly_stream(cx), ly_data<T>(a->dh), ly_data<T>(a->dx),
+              ly_data<float>(a->dpositions), n_rows, n_cols, seq_len, a->dropout.row0 % seq_len,
+              ly_mask_of(&a->dropout, n_rows, true));
     return ly_launched();
 }
 

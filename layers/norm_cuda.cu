@@ -88,17 +88,18 @@ template <class T, int WIDTH> static int fwd_launch_wide(const ly_ctx *cx, const
 /* The fewest vectors a thread for which a row needs no more than 256 threads, or at last 512. */
 template <class T, int WIDTH> static int fwd_by_cols(const ly_ctx *cx, const ly_norm_fwd *a)
 {
-    constexpr int UNIT = WIDTH == 1 ? 4 : 1;
-    int64_t n_cols = a->x.dims[1], unit = WIDTH * UNIT;
-    if (n_cols <= 256 * unit) {
-        return fwd_launch<T, WIDTH, UNIT>(cx, a);
-    }
+    constexpr int MOST = WIDTH == 1 ? 8 : 4;
+    int64_t n_cols = a->x.dims[1];
     if constexpr (WIDTH > 1) {
-        if (n_cols <= 512 * unit) {
-            return fwd_launch<T, WIDTH, 2 * UNIT>(cx, a);
+        if (n_cols <= 256 * WIDTH) {
+            return fwd_launch<T, WIDTH, 1>(cx, a);
+        }
+        if (n_cols <= 512 * WIDTH) {
+            return fwd_launch<T, WIDTH, 2>(cx, a);
         }
     }
-    return n_cols <= 2048 * unit ? fwd_launch<T, WIDTH, 4 * UNIT>(cx, a) : fwd_launch_wide<T, WIDTH>(cx, a);
+    return n_cols <= LY_I_NORM_THREADS * MOST * WIDTH ? fwd_launch<T, WIDTH, MOST>(cx, a)
+                                                      : fwd_launch_wide<T, WIDTH>(cx, a);
 }
 
 template <class T> static int fwd_by_width(const ly_ctx *cx, const ly_norm_fwd *a)

@@ -16,8 +16,8 @@ LY_INLINE void rotate_halves(mc_dtype type, void *x, const float *cos, const flo
         ly_vf c = ly_vload_n(cos + i, n), s = ly_vload_n(sin + i, n);
         ly_vf u = ly_tload(type, first, n), v = ly_tload(type, second, n);
         s = inverse ? ly_vsub(ly_vzero(), s) : s;
-        ly_tstore(type, first, ly_vfnma(v, s, ly_vmul(u, c)), n);
-        ly_tstore(type, second, ly_vfma(u, s, ly_vmul(v, c)), n);
+        ly_tstore(type, first, ly_vfma(u, c, ly_vsub(ly_vzero(), ly_vmul(v, s))), n);
+        ly_tstore(type, second, ly_vfma(v, c, ly_vmul(u, s)), n);
     }
 }
 

@@ -18,13 +18,33 @@ template <class T, int N> __host__ __device__ constexpr int ly_piece()
     return N * (int)sizeof(T) <= 16 ? N : 16 / (int)sizeof(T);
 }
 
+/* A pack as it lies in memory; p aligned to it, and, where a pack is stored, in global memory. */
+template <int N, class T> __device__ __forceinline__ ly_pack<T, N> ly_pack_at(const T *p)
+{
+    return *reinterpret_cast<const ly_pack<T, N> *>(p);
+}
+template <int N, class T> __device__ __forceinline__ void ly_pack_to(T *p, const ly_pack<T, N> &pack)
+{
+#ifdef __CUDA_ARCH__
+    /* Said as one instruction: nvcc 13 splits some of these stores into their elements, and does not always join them.
+     */
+    if constexpr (sizeof(pack) == 16) {
+        uint4 word;
+        memcpy(&word, static_cast<const void *>(&pack), sizeof word);
+        __stwb(reinterpret_cast<uint4 *>(p), word);
+        return;
+    }
+#endif
+    *reinterpret_cast<ly_pack<T, N> *>(p) = pack;
+}
+
 /* x = p[0, N) in f32; p aligned to the smaller of 16 bytes and N elements. */
 template <int N, class T> __device__ __forceinline__ void ly_load_f32(float (&x)[N], const T *p)
 {
     constexpr int P = ly_piece<T, N>();
 #pragma unroll
     for (int at = 0; at < N; at += P) {
-        ly_pack<T, P> piece = *reinterpret_cast<const ly_pack<T, P> *>(p + at);
+        ly_pack<T, P> piece = ly_pack_at<P>(p + at);
 #pragma unroll
         for (int i = 0; i < P; i++) {
             x[at + i] = ly_to_f32(piece.x[i]);
@@ -51,7 +71,7 @@ __device__ __forceinline__ void ly_round_pair(__half *to, float a, float b)
     to[1] = pair.y;
 }
 
-/* p[0, N) = x, rounded to nearest even; alignment as for ly_load_f32. */
+/* p[0, N) = x, rounded to nearest even, in global memory; alignment as for ly_load_f32. */
 template <int N, class T> __device__ __forceinline__ void ly_store_f32(T *p, const float (&x)[N])
 {
     constexpr int P = ly_piece<T, N>();
@@ -66,7 +86,7 @@ template <int N, class T> __device__ __forceinline__ void ly_store_f32(T *p, con
                 ly_round_pair(&piece.x[i], x[at + i], x[at + i + 1]);
             }
         }
-        *reinterpret_cast<ly_pack<T, P> *>(p + at) = piece;
+        ly_pack_to(p + at, piece);
     }
 }
 

@@ -54,12 +54,6 @@ __device__ __forceinline__ float2 ly_i_row_sum2(float2 x, float2 *slots)
     return x;
 }
 
-/* WIDTH elements as they lie in memory. */
-template <int WIDTH, class T> __device__ __forceinline__ ly_pack<T, WIDTH> ly_pack_at(const T *p)
-{
-    return *reinterpret_cast<const ly_pack<T, WIDTH> *>(p);
-}
-
 /* Column at which vector i of the calling thread begins. */
 template <int WIDTH> __device__ __forceinline__ int ly_i_column(int i)
 {

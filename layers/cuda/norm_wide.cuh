@@ -33,7 +33,7 @@ __device__ __forceinline__ void ly_i_residual(float (&h)[WIDTH], const T *x, con
 
 /* Bytes an element: those of norm_fwd_kernel (norm_cuda.cu) from memory; h is read twice more, from the caches. */
 template <class T, int WIDTH>
-static __global__ void __launch_bounds__(LY_I_NORM_THREADS)
+static __global__ void __launch_bounds__(LY_I_NORM_THREADS, 2)
     ly_i_norm_fwd_wide(const T *x, const T *y, const T *y_bias, T *h, const T *gamma, const T *beta, T *out,
                        float *stats, ly_i_rows x_rows, ly_i_rows out_rows, int n_cols, bool rms, bool one_plus,
                        float eps, ly_mask mask)
@@ -91,10 +91,15 @@ template <int WIDTH>
 __device__ __forceinline__ void ly_i_add_owned(float *table, int64_t c, const float (&v)[WIDTH], bool first)
 {
     if (table) {
+        float sum[WIDTH] = {};
+        if (!first) {
+            ly_load_f32(sum, table + c);
+        }
 #pragma unroll
         for (int k = 0; k < WIDTH; k++) {
-            table[c + k] = first ? v[k] : table[c + k] + v[k];
+            sum[k] += v[k];
         }
+        ly_store_f32(table + c, sum);
     }
 }
 
@@ -173,6 +178,7 @@ static __global__ void __launch_bounds__(LY_I_NORM_THREADS)
             if (dout) {
                 ly_i_gain(sums.gain, gamma + c, one_plus);
             }
+#pragma unroll 1
             for (int j = 0; j < n; j++) {
                 uint32_t row = (uint32_t)(row0 + j);
                 int64_t flat = (row0 + j) * n_cols + c;
