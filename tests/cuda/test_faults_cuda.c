@@ -64,7 +64,7 @@ static int open_shared(const void *arg)
         return (int)st;
     }
     mc_cuda *c = dev.impl;
-    mc_status (*own)(const mc_device *, const char *) = cuda_module_symbol("mc_cuda_require_own");
+    mc_status (*own)(const mc_device *, const char *) = cuda_module_symbol(&dev, "mc_cuda_require_own");
     bool right =
         dev.ordinal == ordinal && c->ordinal == ordinal % 2 && c->n_visible == 2 && c->shared == (ordinal >= 2);
     st = own(&dev, "NCCL");
