@@ -75,7 +75,7 @@ bool same(const Call &a, const Call &b)
 
 double deadline()
 {
-    static const double seconds = atof(env("STANDIN_DEADLINE", "60"));
+    static const double seconds = atof(env("STANDIN_DEADLINE", "20"));
     return seconds;
 }
 
@@ -107,8 +107,9 @@ Step fail(const Comm &comm, ncclResult_t error, const std::string &text)
 
 int gone_rank(const Comm &comm)
 {
+    auto here = [&](int r) { return comm->shared->presence[r] == Presence::here; };
     for (int r = 0; r < comm->size; r++) {
-        if (comm->shared->presence[r] == Presence::here && !process_runs(comm->shared->pid[r])) {
+        if (here(r) && !process_runs(comm->shared->pid[r]) && here(r)) { /* it may have left between the two looks */
             return r;
         }
     }
