@@ -98,7 +98,7 @@ cublasStatus_t get(const Field (&fields)[N], Tag tag, const void *handle, int at
 
 /* Opaque structures are the caller's or come from the heap. A destroyed one keeps its memory and loses its tag, so that
  * later uses are seen. */
-std::vector<void *> destroyed;
+auto &destroyed = *new std::vector<void *>;
 
 template <class Opaque> cublasStatus_t make(Opaque **out)
 {

@@ -58,7 +58,7 @@ const char *kind_name(Kind kind);
 std::string show(const Call &call); /* "AllReduce 256 x fp32 sum" */
 bool same(const Call &a, const Call &b);
 Call call_of(const Task &task);
-double deadline();                            /* seconds; STANDIN_DEADLINE */
+double deadline();                            /* seconds without progress; STANDIN_DEADLINE */
 void remember_error(const std::string &text); /* for ncclGetLastError */
 /* The communicator has failed. With STANDIN_NCCL_ERROR=return it becomes its asynchronous error, and the operation
  * stays on the device until the communicator is aborted; else the process ends with the report. */

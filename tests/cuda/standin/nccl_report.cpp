@@ -75,7 +75,7 @@ bool same(const Call &a, const Call &b)
 
 double deadline()
 {
-    static const double seconds = atof(env("STANDIN_DEADLINE", "60"));
+    static const double seconds = atof(env("STANDIN_DEADLINE", "20"));
     return seconds;
 }
 

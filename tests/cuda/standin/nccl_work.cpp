@@ -19,7 +19,7 @@ struct Operation {
     Call call;
     uint64_t number;
     std::string label;
-    double since = 0;
+    double since = 0;    /* time of the first step, then of the last progress */
     bool broken = false; /* by an injected error */
 
     Operation(const Comm &c, const Task &t) : comm(c), task(t), call(call_of(t)), number(0)
@@ -112,6 +112,7 @@ struct Collective : Operation {
         }
         comm->shared->published[comm->rank] = base + step + 1;
         published = true;
+        since = now();
     }
 
     void consume()
@@ -229,8 +230,9 @@ struct Message : Operation {
             started = true;
             begin = sends ? pipe->written : pipe->read;
         }
-        if (done < bytes) {
+        if (size_t before = done; done < bytes) {
             sends ? write() : read();
+            since = done > before ? now() : since;
         }
         if (done == bytes && turn == number) {
             turn = number + 1;
