@@ -19,6 +19,7 @@ struct Operation {
     Task task;
     Call call;
     uint64_t number;
+    uint64_t steps = UINT64_MAX; /* of the communicator with which this operation is complete; messages: never */
     std::string label;
     double since = 0;    /* time of the first step, then of the last progress */
     bool broken = false; /* by an injected error */
@@ -49,7 +50,7 @@ struct Operation {
 
     Step wait(int peer)
     {
-        return wait_for(comm, label, since, peer);
+        return wait_for(comm, label, since, peer, steps);
     }
 
     Step finish()
@@ -74,6 +75,7 @@ struct Collective : Operation {
         n_steps = (task.count + per - 1) / per;
         base = comm->steps;
         comm->steps += n_steps;
+        steps = comm->steps;
         comm->shared->calls[comm->rank][number % RING] = call;
         comm->shared->issued[comm->rank] = number + 1;
     }
