@@ -106,6 +106,9 @@ static void nonblocking(const ranks_nccl *r, float *p)
     CHECK(cudaStreamWaitEvent(r->other, event, 0));
     CHECK(cudaMemcpyAsync(early, p, 400, cudaMemcpyDeviceToDevice, r->other));
     CHECK(cudaStreamSynchronize(r->other));
+    ncclResult_t at_first;
+    CHECK(ncclCommGetAsyncError(r->comm, &at_first));
+    EXPECT(at_first, ncclInProgress);
     EXPECT(settle(r->comm), ncclSuccess);
     CHECK(cudaEventRecord(event, r->stream));
     CHECK(cudaStreamWaitEvent(r->other, event, 0));
