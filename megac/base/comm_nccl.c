@@ -17,7 +17,7 @@
 #include "megac/base/alloc.h"
 #include "megac/base/comm_impl.h"
 
-enum { RECENT = 256, MAX_LANES = 3 };
+enum { RECENT = 64, MAX_LANES = 3 };
 enum { COLLECTIVES, DOWN, UP };
 
 /* One operation: until it is waited for, and beyond that while it is among the lane's recent ones. */
@@ -218,20 +218,29 @@ mc_status mc_nccl_wait_event(mc_cuda *cuda, cudaEvent_t event)
 
 /* ---- operations ---- */
 
+static mc_status add_slot(mc_nccl *g)
+{
+    slot *s;
+    MC_TRY(MC_NEW(&s, "operation between devices"));
+    mc_status st = mc_cuda_check_at(__FILE__, __LINE__, cudaEventCreateWithFlags(&s->done, cudaEventDisableTiming),
+                                    "cudaEventCreateWithFlags");
+    if (st != MC_OK) {
+        mc_free(s);
+        return st;
+    }
+    s->next_free = g->free;
+    g->free = s;
+    return MC_OK;
+}
+
+/* There are enough from the start, but for more operations at once than a lane remembers. */
 static mc_status take_slot(mc_nccl *g, slot **slot_out)
 {
-    slot *s = g->free;
-    if (s) {
-        g->free = s->next_free;
-    } else {
-        MC_TRY(MC_NEW(&s, "operation between devices"));
-        mc_status st = mc_cuda_check_at(__FILE__, __LINE__, cudaEventCreateWithFlags(&s->done, cudaEventDisableTiming),
-                                        "cudaEventCreateWithFlags");
-        if (st != MC_OK) {
-            mc_free(s);
-            return st;
-        }
+    if (!g->free) {
+        MC_TRY(add_slot(g));
     }
+    slot *s = g->free;
+    g->free = s->next_free;
     s->waited = false;
     *slot_out = s;
     return MC_OK;
@@ -441,8 +450,11 @@ static mc_status open_lanes(mc_nccl *g, int n)
         ncclResult_t r = ncclCommInitRankConfig(&l->comm, g->host->size, ids[i], g->host->rank, &config);
         MC_TRY(settle(g, l, r, "the meeting of the ranks"));
         g->n_lanes = i + 1;
+        for (int k = 0; k < RECENT; k++) {
+            MC_TRY(add_slot(g));
+        }
     }
-    return MC_OK;
+    return add_slot(g);
 }
 
 mc_status mc_nccl_create(mc_device *dev, const mc_comm *host, mc_stream stream, bool sends, double deadline_seconds,

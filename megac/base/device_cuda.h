@@ -12,8 +12,8 @@
 extern "C" {
 #endif
 
-/* One open device. It, and everything that hangs on it, is used by the thread that opened it: cudart's current device is
- * a thread's. */
+/* One open device. It, and everything that hangs on it, is used by the thread that opened it: cudart's current device
+ * is a thread's. */
 typedef struct mc_cuda {
     int ordinal;      /* cudart's, among the visible devices */
     int n_visible;    /* how many there are */

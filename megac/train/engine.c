@@ -149,6 +149,9 @@ void mt_engine_destroy(mt_engine *e)
     if (!e) {
         return;
     }
+    if (e->dev.ops && e->ly.stream.handle) { /* after an error work may be under way: what it uses must outlive it */
+        (void)e->dev.ops->stream_sync(&e->dev, e->ly.stream);
+    }
     mt_optimizer_destroy(e->optimizer);
     mt_stage_destroy(e->stage);
     mt_memory_release(&e->memory);
