@@ -47,18 +47,21 @@ static void choose_tiles(gemm_job *j)
 {
     enum { MORE = 16 }; /* rows of tiles beyond what the scratch asks for: finer cuts only repack */
     const ly_i_tile *t = &j->all;
+    bool gathers = t->c_type != MC_F32 && t->k > ly_i_gemm_kc(t->k); /* sums over pieces of K, in the scratch */
     int64_t rows = LY_A_FLOATS / ly_i_panel(LY_MR, ly_i_gemm_kc(t->k)) * LY_MR / TILE_M * TILE_M;
+    rows = gathers ? ly_i_min(rows, LY_SUM_ROWS) : rows;
     int64_t min_m = ceil_div(ceil_div(t->m1, TILE_M) * TILE_M, rows), max_m = ceil_div(t->m1, 2 * TILE_M);
-    int64_t max_n = ceil_div(t->n1, 2 * TILE_N);
+    int64_t min_n = gathers ? ceil_div(t->n1, LY_SUM_COLS) : 1, max_n = ceil_div(t->n1, 2 * TILE_N);
     max_m = max_m < min_m ? min_m : ly_i_min(max_m, min_m + MORE);
     max_n = ly_i_min(max_n, 4 * j->n_threads);
     /* Below half a million multiply-adds, waking a thread costs more than it brings. */
     if (j->n_threads == 1 || (double)t->m1 * (double)t->n1 * (double)t->k < 524288.0) {
         max_m = min_m;
-        max_n = 1;
+        max_n = min_n;
     }
+    max_n = max_n < min_n ? min_n : max_n;
     double best = -1.0;
-    for (int64_t tn = 1; tn <= max_n; tn++) {
+    for (int64_t tn = min_n; tn <= max_n; tn++) {
         for (int64_t tm = min_m; tm <= max_m; tm++) {
             double cost = cut_cost(j, tm, tn);
             if (best < 0.0 || cost < best) {
@@ -96,9 +99,13 @@ static void gemm_empty(const gemm_job *j)
 {
     const ly_i_tile *t = &j->all;
     for (int64_t i = 0; i < t->m1; i++) {
-        for (int64_t n = 0; n < t->n1; n++) {
-            float *c = t->c + i * t->ldc + n;
-            *c = (t->add ? *c : 0.0f) + (t->bias ? t->bias[n] : 0.0f);
+        for (int64_t n = 0; n < t->n1; n += LY_LANES) {
+            void *c = ly_elem_out(t->c_type, t->c, i * t->ldc + n);
+            ly_vf v = t->add ? ly_tload(t->c_type, c, t->n1 - n) : ly_vzero();
+            if (t->bias) {
+                v = ly_vadd(v, ly_tload(t->b.type, ly_elem(t->b.type, t->bias, n), t->n1 - n));
+            }
+            ly_tstore(t->c_type, c, v, t->n1 - n);
         }
     }
 }
@@ -110,20 +117,23 @@ static bool is_matrix(mc_tensor t)
 
 mc_status LY_CPU(gemm)(const ly_ctx *cx, const ly_gemm *a)
 {
-    LY_TRY_F32("gemm", a->a);
-    LY_TRY_F32("gemm", a->b);
-    LY_TRY_F32("gemm", a->c);
-    LY_TRY_F32("gemm", a->bias);
+    LY_TRY_TYPE("gemm", a->a);
+    LY_TRY_DTYPE("gemm", a->b, a->a.dtype);
+    LY_TRY_DTYPE("gemm", a->bias, a->a.dtype);
+    if (a->c.dtype != MC_F32 || a->beta != 0.0f) {
+        LY_TRY_DTYPE("gemm", a->c, a->beta == 0.0f ? a->a.dtype : MC_F32);
+    }
     MC_ASSERT(is_matrix(a->a) && is_matrix(a->b) && is_matrix(a->c));
     int64_t m = a->c.dims[0], n = a->c.dims[1], k = a->a.dims[a->trans_a ? 0 : 1];
     MC_ASSERT(a->a.dims[a->trans_a ? 1 : 0] == m && a->b.dims[a->trans_b ? 0 : 1] == n &&
               a->b.dims[a->trans_b ? 1 : 0] == k);
     MC_ASSERT(ly_absent_or_1d(a->bias, n) && (a->beta == 0.0f || a->beta == 1.0f));
     MC_ASSERT(mc_pool_scratch_bytes(cx->pool) >= LY_GEMM_SCRATCH_FLOATS * sizeof(float));
-    gemm_job job = {.all = {.a = {ly_cf(a->a), a->a.strides[0], !a->trans_a},
-                            .b = {ly_cf(a->b), a->b.strides[0], a->trans_b},
-                            .c = ly_f(a->c),
-                            .bias = ly_cf(a->bias),
+    gemm_job job = {.all = {.a = {a->a.data, a->a.strides[0], a->a.dtype, !a->trans_a},
+                            .b = {a->b.data, a->b.strides[0], a->b.dtype, a->trans_b},
+                            .c = a->c.data,
+                            .bias = a->bias.data,
+                            .c_type = a->c.dtype,
                             .ldc = a->c.strides[0],
                             .add = a->beta == 1.0f,
                             .m1 = m,
@@ -150,32 +160,36 @@ typedef struct bias_job {
     int n_tasks;
 } bias_job;
 
+LY_INLINE void bias_grad_cols(mc_dtype T, mc_tensor dy, float *dbias, int64_t c, int64_t n)
+{
+    ly_cols total = ly_cols_zero();
+    for (int64_t r0 = 0; r0 < dy.dims[0]; r0 += LY_COL_ROWS) {
+        int64_t r1 = ly_i_min(r0 + LY_COL_ROWS, dy.dims[0]);
+        ly_cols part = ly_cols_zero();
+        for (int64_t r = r0; r < r1; r++) {
+            part = ly_cols_add(part, ly_cols_tload(T, ly_elem(T, dy.data, r * dy.strides[0] + c), n));
+        }
+        total = ly_cols_add(total, part);
+    }
+    ly_cols_accumulate(dbias + c, total, n);
+}
+
 static void bias_grad_task(void *arg, int task, int thread, void *scratch)
 {
     const bias_job *j = arg;
     mc_tensor dy = j->a->dy;
-    float *dbias = ly_f(j->a->dbias);
     long c0, c1;
     (void)thread;
     (void)scratch;
     mc_pool_range((long)dy.dims[1], j->n_tasks, task, LY_COL_UNIT, &c0, &c1);
     for (int64_t c = c0; c < c1; c += LY_COL_UNIT) {
-        ly_cols total = ly_cols_zero();
-        for (int64_t r0 = 0; r0 < dy.dims[0]; r0 += LY_COL_ROWS) {
-            int64_t r1 = r0 + LY_COL_ROWS < dy.dims[0] ? r0 + LY_COL_ROWS : dy.dims[0];
-            ly_cols part = ly_cols_zero();
-            for (int64_t r = r0; r < r1; r++) {
-                part = ly_cols_add(part, ly_cols_load(ly_cf(dy) + r * dy.strides[0] + c, c1 - c));
-            }
-            total = ly_cols_add(total, part);
-        }
-        ly_cols_accumulate(dbias + c, total, c1 - c);
+        LY_FOR_TYPE(dy.dtype, T, bias_grad_cols(T, dy, ly_f(j->a->dbias), c, c1 - c));
     }
 }
 
 mc_status LY_CPU(bias_grad)(const ly_ctx *cx, const ly_bias_grad *a)
 {
-    LY_TRY_F32("bias_grad", a->dy);
+    LY_TRY_TYPE("bias_grad", a->dy);
     LY_TRY_F32("bias_grad", a->dbias);
     MC_ASSERT(is_matrix(a->dy) && ly_is_1d(a->dbias, a->dy.dims[1]));
     bias_job job = {a, ly_col_tasks(a->dy.dims[1])};

@@ -6,7 +6,8 @@
  *       for each panel of A:               MR x NR sums in registers, added to C
  *
  * While the kernel goes through the panels of A, the next panel of B is fetched and packed strip by strip between its
- * calls: memory has a whole call (some thousand cycles) to deliver.
+ * calls: memory has a whole call (some thousand cycles) to deliver. Packing widens 16-bit operands; everything after it
+ * is f32. A product of 16 bits gathers its sums in the scratch and is rounded when the last piece of K is in.
  *
  * An element of C is the sum, in order, of one fused multiply-add chain per piece of K: it depends neither on the tile
  * nor on M and N, so any split of rows or columns over threads or ranks gives the same bits. */
@@ -24,11 +25,17 @@ enum { LY_MR = 6 };
 enum { LY_NV = 2, LY_NR = LY_NV * LY_I_NATIVE };
 /* Longest piece of K, and floats of packed A: 264 rows (a multiple of every variant's MR) of that length, 796 KiB. */
 enum { LY_KC = 768, LY_A_FLOATS = 264 * LY_KC + 264 / 6 * LY_PANEL_GAP };
-enum { LY_GEMM_SCRATCH_FLOATS = LY_A_FLOATS + 2 * LY_WIDEST * LY_KC + 3 * LY_PACK_SLACK };
+/* Largest tile of a product of 16 bits with more than one piece of K, and its sums, 808 KiB. Rows are an odd number of
+ * cache lines apart. */
+enum { LY_SUM_ROWS = 264, LY_SUM_COLS = 768, LY_SUM_GAP = 16 };
+enum { LY_SUM_FLOATS = LY_SUM_ROWS * (LY_SUM_COLS + LY_SUM_GAP) + LY_LANES };
+enum { LY_GEMM_SCRATCH_FLOATS = LY_A_FLOATS + 2 * LY_WIDEST * LY_KC + 3 * LY_PACK_SLACK + LY_SUM_FLOATS };
 
-/* Lines to fetch while the kernel runs: line i at `at` + i % inner * step + i / inner * hop; inner is a power of 2. */
+/* Lines to fetch while the kernel runs: line i at byte `at` + i % inner * step + i / inner * hop; inner is a power
+ * of 2.
+ */
 typedef struct ly_i_lines {
-    const float *at;
+    const char *at;
     int64_t step, hop, n;
     int inner;
 } ly_i_lines;
@@ -136,13 +143,14 @@ static __attribute__((noinline, unused)) void ly_i_gemm_edge(int64_t m, int64_t 
     }
 }
 
-/* What one thread computes: rows [m0, m1), columns [n0, n1) of c = a b + beta c + bias. */
+/* What one thread computes: rows [m0, m1), columns [n0, n1) of c = a b + beta c + bias. bias has the type of b. */
 typedef struct ly_i_tile {
     ly_i_operand a, b;
-    float *c;
-    const float *bias;
+    void *c;
+    const void *bias;
     int64_t ldc;
-    bool add;
+    mc_dtype c_type;
+    bool add; /* f32 only */
     int64_t m0, m1, n0, n1, k;
 } ly_i_tile;
 
@@ -152,37 +160,111 @@ typedef struct ly_i_feed {
     int64_t k0, kc, n_strips;
 } ly_i_feed;
 
-/* Strips [s0, s1) of the panel of B at column j. */
-LY_INLINE void ly_i_feed_pack(const ly_i_feed *f, float *to, int64_t j, int64_t s0, int64_t s1)
+/* Packs strips [s0, s1) of the panel of B at column j. */
+LY_INLINE void ly_i_feed_pack_as(mc_dtype T, const ly_i_feed *f, float *to, int64_t j, int64_t s0, int64_t s1)
 {
+    ly_i_operand x = f->t->b;
+    x.type = T;
     for (int64_t s = s0; s < s1; s++) {
         int64_t k = s * LY_STRIP;
-        ly_i_pack_strip(to + k * LY_NR, LY_NR, f->t->b, j, f->t->n1 - j, f->k0 + k, ly_i_min(f->kc - k, LY_STRIP));
+        ly_i_pack_strip(T, to + k * LY_NR, LY_NR, x, j, f->t->n1 - j, f->k0 + k, ly_i_min(f->kc - k, LY_STRIP));
     }
+}
+
+LY_INLINE void ly_i_feed_pack(const ly_i_feed *f, float *to, int64_t j, int64_t s0, int64_t s1)
+{
+    LY_FOR_TYPE(f->t->b.type, T, ly_i_feed_pack_as(T, f, to, j, s0, s1));
 }
 
 /* Their lines in memory. */
 LY_INLINE ly_i_lines ly_i_feed_lines(const ly_i_feed *f, int64_t j, int64_t s0, int64_t s1)
 {
-    enum { A_ROW = LY_NR > 16 ? LY_NR / 16 : 1 };
     ly_i_operand x = f->t->b;
-    const float *at = ly_i_at(x, j, f->k0 + s0 * LY_STRIP);
+    int64_t elem = x.type == MC_F32 ? 4 : 2;
+    int row_lines = LY_NR * elem > LY_LINE_BYTES ? (int)(LY_NR * elem / LY_LINE_BYTES) : 1;
+    const char *at = ly_i_at(x, j, f->k0 + s0 * LY_STRIP);
     if (x.k_contiguous) {
-        return (ly_i_lines){at, x.ld, LY_STRIP, (s1 - s0) * LY_NR, LY_NR};
+        return (ly_i_lines){at, x.ld * elem, LY_STRIP * elem, (s1 - s0) * LY_NR, LY_NR};
     }
-    return (ly_i_lines){at, 16, x.ld, (s1 - s0) * LY_STRIP * A_ROW, A_ROW};
+    return (ly_i_lines){at, LY_LINE_BYTES, x.ld * elem, (s1 - s0) * LY_STRIP * row_lines, row_lines};
+}
+
+/* Where the kernel adds: element (i, j) of the tile at i * ld + j; where `same`, all blocks one after another at the
+ * same place. */
+typedef struct ly_i_sums {
+    float *at;
+    int64_t ld;
+    bool same;
+} ly_i_sums;
+
+static inline ly_i_sums ly_i_sums_of(const ly_i_tile *t, bool one_piece, float *room)
+{
+    if (t->c_type == MC_F32) {
+        return (ly_i_sums){(float *)t->c + t->m0 * t->ldc + t->n0, t->ldc, false};
+    }
+    int64_t cols = (t->n1 - t->n0 + LY_WIDEST - 1) / LY_WIDEST * LY_WIDEST;
+    return one_piece ? (ly_i_sums){room, LY_NR, true} : (ly_i_sums){room, cols + LY_SUM_GAP, false};
+}
+
+/* Rounds m x n sums to C from row i, column j on. */
+static inline void ly_i_round_block(const ly_i_tile *t, int64_t i, int64_t j, int64_t m, int64_t n, const float *sums,
+                                    int64_t ld)
+{
+    for (int64_t r = 0; r < m; r++) {
+        void *c = ly_elem_out(t->c_type, t->c, (i + r) * t->ldc + j);
+        for (int64_t l = 0; l < n; l += LY_LANES) {
+            ly_vf v = ly_vload(sums + r * ld + l);
+            LY_FOR_TYPE(t->c_type, T, ly_tstore(T, ly_elem_out(T, c, l), v, n - l));
+        }
+    }
+}
+
+/* A block of MR x NR or less at row i, column j: from panels a and b to the sums, and to a C of 16 bits if this is the
+ * `last` piece of K. */
+LY_INLINE void ly_i_gemm_cell(const ly_i_tile *t, int64_t i, int64_t j, int64_t kc, const float *a, const float *b,
+                              ly_i_sums sums, bool add, const float *bias, bool last, const ly_i_lines *lines)
+{
+    int64_t m = ly_i_min(t->m1 - i, LY_MR), n = ly_i_min(t->n1 - j, LY_NR);
+    bool f32 = t->c_type == MC_F32;
+    float *to = sums.same ? sums.at : sums.at + (i - t->m0) * sums.ld + (j - t->n0);
+    if (f32 && n < LY_NR) {
+        ly_i_gemm_edge(m, n, kc, a, b, to, sums.ld, add, bias, lines);
+    } else if (m < LY_MR) {
+        ly_i_gemm_rows(m, kc, a, b, to, sums.ld, add, bias, lines);
+    } else {
+        ly_i_gemm_micro(LY_MR, kc, a, b, to, sums.ld, add, bias, lines);
+    }
+    if (!f32 && last) {
+        ly_i_round_block(t, i, j, m, n, to, sums.ld);
+    }
+}
+
+/* bias[0 .. NR - 1] from column j on, widened, 0 past the end. */
+static inline void ly_i_gemm_bias(const ly_i_tile *t, int64_t j, float *bias)
+{
+    float wide[LY_WIDEST];
+    for (int64_t l = 0; l < LY_NR; l += LY_LANES) {
+        ly_vf v = j + l < t->n1 ? ly_tload(t->b.type, ly_elem(t->b.type, t->bias, j + l), t->n1 - j - l) : ly_vzero();
+        ly_vstore(wide + l, v);
+    }
+    memcpy(bias, wide, LY_NR * sizeof *bias);
 }
 
 /* One piece of K: all rows of the tile, packed at `a`, times its columns. b[2]: room for a panel each. */
-static inline void ly_i_gemm_piece(const ly_i_tile *t, int64_t k0, int64_t kc, const float *a, float *const b[2])
+static inline void ly_i_gemm_piece(const ly_i_tile *t, int64_t k0, int64_t kc, const float *a, float *const b[2],
+                                   ly_i_sums sums)
 {
     ly_i_feed f = {t, k0, kc, (kc + LY_STRIP - 1) / LY_STRIP};
-    int64_t m = t->m1 - t->m0, panels = (m + LY_MR - 1) / LY_MR;
-    bool add = t->add || k0 > 0;
+    int64_t panels = (t->m1 - t->m0 + LY_MR - 1) / LY_MR;
+    bool add = t->add || k0 > 0, last = k0 + kc == t->k;
+    float bias[LY_NR];
     ly_i_feed_pack(&f, b[0], t->n0, 0, f.n_strips);
     for (int64_t j = t->n0, side = 0; j < t->n1; j += LY_NR, side ^= 1) {
-        int64_t n = ly_i_min(t->n1 - j, LY_NR), next = j + LY_NR, s = 0;
-        const float *bias = k0 == 0 && t->bias ? t->bias + j : NULL;
+        int64_t next = j + LY_NR, s = 0;
+        bool with_bias = k0 == 0 && t->bias;
+        if (with_bias) {
+            ly_i_gemm_bias(t, j, bias);
+        }
         for (int64_t p = 0; p < panels; p++) {
             ly_i_lines lines = {0};
             if (next < t->n1) {
@@ -196,16 +278,8 @@ static inline void ly_i_gemm_piece(const ly_i_tile *t, int64_t k0, int64_t kc, c
                     lines = ly_i_feed_lines(&f, next + LY_NR, 0, f.n_strips / panels);
                 }
             }
-            const float *ap = a + p * ly_i_panel(LY_MR, kc);
-            float *c = t->c + (t->m0 + p * LY_MR) * t->ldc + j;
-            int64_t rows = ly_i_min(m - p * LY_MR, LY_MR);
-            if (n < LY_NR) {
-                ly_i_gemm_edge(rows, n, kc, ap, b[side], c, t->ldc, add, bias, &lines);
-            } else if (rows < LY_MR) {
-                ly_i_gemm_rows(rows, kc, ap, b[side], c, t->ldc, add, bias, &lines);
-            } else {
-                ly_i_gemm_micro(LY_MR, kc, ap, b[side], c, t->ldc, add, bias, &lines);
-            }
+            ly_i_gemm_cell(t, t->m0 + p * LY_MR, j, kc, a + p * ly_i_panel(LY_MR, kc), b[side], sums, add,
+                           with_bias ? bias : NULL, last, &lines);
         }
     }
 }
@@ -238,13 +312,14 @@ static inline bool ly_i_gemm_tile(const ly_i_tile *t, bool held, float *scratch)
     float *const b[2] = {b_side, b_side + LY_WIDEST * LY_KC + LY_PACK_SLACK};
     int64_t m = t->m1 - t->m0, piece = ly_i_gemm_kc(t->k), a_floats = ly_i_a_floats(m, piece);
     bool whole = ly_i_a_fits(m, t->k);
+    ly_i_sums sums = ly_i_sums_of(t, t->k <= piece, b[1] + LY_WIDEST * LY_KC + LY_PACK_SLACK);
     for (int64_t k0 = 0; k0 < t->k; k0 += piece) {
         int64_t kc = ly_i_min(t->k - k0, piece);
         float *a = scratch + (whole ? k0 / piece * a_floats : 0);
         if (!held) {
-            ly_i_pack(a, LY_MR, t->a, t->m0, m, k0, kc);
+            LY_FOR_TYPE(t->a.type, T, ly_i_pack(T, a, LY_MR, t->a, t->m0, m, k0, kc));
         }
-        ly_i_gemm_piece(t, k0, kc, a, b);
+        ly_i_gemm_piece(t, k0, kc, a, b, sums);
     }
     return whole;
 }
