@@ -50,7 +50,7 @@ struct ly_ops {
 };
 
 /* Scratch that CPU operators expect from each thread of the pool. */
-enum { LY_POOL_SCRATCH_BYTES = 1 << 20 };
+enum { LY_POOL_SCRATCH_BYTES = 2 << 20 };
 
 /* The table of `backend`: "cpu" is the fastest variant that this processor can run ("cpu-v2", "cpu-v3", "cpu-v4" name
  * them one by one, MC_UNSUPPORTED where it cannot); "plan" does nothing, for dry runs. MC_UNSUPPORTED names every
