@@ -65,6 +65,7 @@ FLAGS = {
     "more ranks than started": ([*GOOD, "--tp", "2"], ["2"]),
     "context parallelism": ([*GOOD, "--cp", "2"], ["2"]),
     "fp16": ([*GOOD, "--fp16"], ["--fp16"]),
+    "bf16 on the CPU": ([*GOOD, "--bf16", "--device", "cpu"], ["--bf16", "--device cuda"]),
     "fp16": ([*GOOD, "--fp16"], ["--fp16"]),
     "distributed optimizer": ([*GOOD, "--use-distributed-optimizer"], ["--use-distributed-optimizer"]),
     "recompute": ([*GOOD, "--recompute-granularity", "full"], ["--recompute-granularity"]),
