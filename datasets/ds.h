@@ -79,6 +79,7 @@ typedef struct ds_loader_config {
     int micro_batch, max_micro; /* samples a micro-batch; most micro-batches a step */
     int dp_rank, dp_size;
     int64_t eod_mask_id; /* --eod-mask-loss: targets equal to this weigh 0; -1: off */
+    void *memory;        /* (optional) default: the heap. ds_loader_memory_bytes, 64-byte aligned, for the batches */
 } ds_loader_config;
 
 /* Micro-batch m of a step that starts at sample `first` holds samples first + (m * dp_size + dp_rank) * micro_batch +
@@ -93,6 +94,8 @@ typedef struct ds_batch {
 mc_status ds_loader_create(const ds_loader_config *config, ds_loader **loader_out) MC_MUST_CHECK;
 void ds_loader_destroy(ds_loader *loader);
 size_t ds_loader_plan_bytes(const ds_loader_config *config);
+/* Of these, the bytes of `memory`. */
+size_t ds_loader_memory_bytes(const ds_loader_config *config);
 /* Asks for a step; returns at once. At most one step is in the works beside the one being read. */
 mc_status ds_loader_request(ds_loader *loader, uint64_t first, int n_micro) MC_MUST_CHECK;
 /* The same for the last step of a finite set: samples `end` and later are not read; their tokens are 0 and weigh

@@ -31,9 +31,9 @@ struct ds_loader {
     pthread_cond_t changed;
     atomic_bool stop;
     step_buffer buffers[2];
-    int current;     /* buffer that the trainer reads, -1: none; touched by the caller's thread only */
-    int32_t *window; /* seq_length + 1 */
-    unsigned char *slab;
+    int current;      /* buffer that the trainer reads, -1: none; touched by the caller's thread only */
+    int32_t *window;  /* seq_length + 1 */
+    void *own_memory; /* NULL where the caller lent it */
 };
 
 /* Values of one array of a step, rounded so that the next array starts on a cache line. */
@@ -51,6 +51,11 @@ static size_t slab_bytes(const ds_loader_config *c)
 size_t ds_loader_plan_bytes(const ds_loader_config *config)
 {
     return sizeof(ds_loader) + slab_bytes(config);
+}
+
+size_t ds_loader_memory_bytes(const ds_loader_config *config)
+{
+    return slab_bytes(config);
 }
 
 static void write_sample(const ds_loader *l, step_buffer *b, size_t row)
@@ -153,12 +158,12 @@ mc_status ds_loader_create(const ds_loader_config *config, ds_loader **loader_ou
     l->current = -1;
     pthread_mutex_init(&l->lock, NULL);
     pthread_cond_init(&l->changed, NULL);
-    mc_status st = mc_alloc(1, slab_bytes(config), "data loader steps", (void **)&l->slab);
+    mc_status st = config->memory ? MC_OK : mc_alloc(1, slab_bytes(config), "data loader steps", &l->own_memory);
     if (st != MC_OK) {
         ds_loader_destroy(l);
         return st;
     }
-    int32_t *p = (int32_t *)l->slab;
+    int32_t *p = config->memory ? config->memory : l->own_memory;
     size_t n = step_elems(config);
     for (int i = 0; i < 2; i++, p += 3 * n) {
         l->buffers[i].tokens = p;
@@ -190,7 +195,7 @@ void ds_loader_destroy(ds_loader *loader)
     }
     pthread_cond_destroy(&loader->changed);
     pthread_mutex_destroy(&loader->lock);
-    mc_free(loader->slab);
+    mc_free(loader->own_memory);
     mc_free(loader);
 }
 

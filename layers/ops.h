@@ -34,6 +34,7 @@ typedef struct ly_ctx {
     mc_stream stream;           /* compute stream; ignored on the CPU */
     void *workspace;            /* device memory for one operator at a time on `stream`; NULL on the CPU */
     size_t workspace_bytes;     /* at least ly_workspace_bytes of every call (workspace.h) */
+    size_t *workspace_peak;     /* (optional) default: not kept. The "plan" table keeps the largest need here */
     struct ly_profile *profile; /* (optional) default: nothing is timed; set by ly_profile_attach */
 } ly_ctx;
 

@@ -42,7 +42,7 @@ mc_status tp_reduce(const tp_ctx *tp, mc_tensor partial, mc_tensor out) MC_MUST_
 mc_tensor tp_partial(const tp_ctx *tp, int64_t rows, mc_tensor out);
 
 /* Linear layers. w is (out,in): column-parallel holds rows of the global weight (out/tp,in), row-parallel columns
- * (out,in/tp). All f32.
+ * (out,in/tp). x, w, bias, y, dy and dx of one type T; dw and dbias f32 (layers/ops.h); y may be f32.
  *   forward        y (R,out_l) = x (R,in_l) w^T + bias; bias optional
  *   backward input dx (R,in_l) = dy (R,out_l) w
  *   backward weight dw += dy^T x; dbias += column sums of dy; dbias optional */
@@ -66,7 +66,8 @@ mc_status tp_embedding_fwd(const tp_ctx *tp, const tp_embedding *e, mc_tensor to
 /* dh (Rl,C) is overwritten. */
 mc_status tp_embedding_bwd(const tp_ctx *tp, const tp_embedding *e, mc_tensor tokens, mc_tensor dh) MC_MUST_CHECK;
 
-/* Vocabulary-parallel output layer and cross entropy, by chunks of rows: full logits never exist. */
+/* Vocabulary-parallel output layer and cross entropy, by chunks of rows: full logits never exist. Logits are f32; their
+ * gradient has the type of the weight. */
 typedef struct tp_head {
     mc_tensor weight, dweight; /* (Vl,C) */
     int64_t vocab0, vocab_valid;

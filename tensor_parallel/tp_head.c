@@ -32,10 +32,14 @@ static mc_status head_chunk(const tp_ctx *tp, const tp_head *h, mc_tensor x, mc_
         .scale = scale,
         .write_grad = mc_tensor_present(dx),
     };
+    mc_tensor dlogits = logits;
+    if (grad.write_grad && x.dtype != MC_F32) {
+        grad.dlogits = dlogits = mc_arena_take_2d(tp->scratch, x.dtype, rows, h->weight.dims[0]);
+    }
     MC_TRY(ops->xent_grad(tp->ly, &grad));
     if (grad.write_grad) {
-        MC_TRY(tp_linear_bwd_input(tp, logits, h->weight, dx));
-        MC_TRY(tp_linear_bwd_weight(tp, logits, x, h->dweight, (mc_tensor){0}));
+        MC_TRY(tp_linear_bwd_input(tp, dlogits, h->weight, dx));
+        MC_TRY(tp_linear_bwd_weight(tp, dlogits, x, h->dweight, (mc_tensor){0}));
     }
     return MC_OK;
 }
@@ -64,10 +68,12 @@ mc_status tp_head_loss(const tp_ctx *tp, const tp_head *h, mc_tensor n, mc_tenso
 mc_status tp_head_logits(const tp_ctx *tp, const tp_head *h, mc_tensor n, mc_tensor *gathered_out)
 {
     int64_t rows = n.dims[0], vl = h->weight.dims[0];
-    mc_tensor logits = mc_arena_take_2d(tp->scratch, MC_F32, rows, vl);
-    mc_tensor all = mc_arena_take_2d(tp->scratch, MC_F32, tp->comm->size * rows, vl);
+    mc_tensor logits = mc_arena_take_2d(tp->scratch, MC_F32, rows, vl), all = logits;
     MC_TRY(tp_linear_fwd(tp, n, h->weight, (mc_tensor){0}, logits));
-    MC_TRY(mc_comm_all_gather(tp->comm, logits, all));
+    if (tp->comm->size > 1) {
+        all = mc_arena_take_2d(tp->scratch, MC_F32, tp->comm->size * rows, vl);
+        MC_TRY(mc_comm_all_gather(tp->comm, logits, all));
+    }
     *gathered_out = mc_tensor_3d(all.data, MC_F32, tp->comm->size, rows, vl);
     return MC_OK;
 }

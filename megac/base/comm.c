@@ -77,8 +77,8 @@ static mc_status check_tensor(const mc_comm *c, const char *call, const char *ro
 
 static mc_status check_number(const mc_comm *c, const char *call, mc_dtype dtype)
 {
-    if (dtype != MC_F32 && dtype != MC_F64 && dtype != MC_I32) {
-        return MC_FAIL(MC_UNSUPPORTED, "%s of %s: cannot reduce %s; convert to f32, f64 or i32", call, c->name,
+    if (dtype != MC_F32 && dtype != MC_F64 && dtype != MC_I32 && dtype != MC_BF16 && dtype != MC_F16) {
+        return MC_FAIL(MC_UNSUPPORTED, "%s of %s: cannot reduce %s; convert to a float type or i32", call, c->name,
                        mc_dtype_name(dtype));
     }
     return MC_OK;

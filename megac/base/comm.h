@@ -71,7 +71,8 @@ struct mc_comm_ops {
 };
 
 /* out = reduction of every rank's `in` (same shape; in place allowed, other overlaps not). f32, f64, i32; i32 sums
- * wrap. MC_MAX and MC_MIN of a NaN are NaN. */
+ * wrap. bf16 and f16 are widened to f32, reduced, and rounded to nearest even once. MC_MAX and MC_MIN of a NaN are NaN.
+ */
 mc_status mc_comm_all_reduce(const mc_comm *c, mc_tensor in, mc_tensor out, mc_reduce op) MC_MUST_CHECK;
 /* out (size * d0, ...) = concatenation along dim 0 of every rank's in (d0, ...), in rank order. `in` may be this rank's
  * part of `out`. */
@@ -99,6 +100,11 @@ mc_status mc_comm_recv_begin(const mc_comm *c, mc_tensor buf, int peer, mc_reque
 mc_status mc_comm_wait(mc_request *req) MC_MUST_CHECK;
 
 void mc_comm_destroy(mc_comm *c);
+
+/* For a device with memory of its own, over the host communicator `host` (which must outlive it): operations copy to
+ * pinned host memory, run there, and copy back, in the order of `stream`. The host waits in every begin and wait: for
+ * several ranks on one device, and where there is no NCCL. Pinned buffers are taken as first needed and kept. */
+mc_status mc_comm_staged(mc_device *dev, const mc_comm *host, mc_stream stream, mc_comm *comm_out) MC_MUST_CHECK;
 
 /* One rank, always valid; every operation is a copy or nothing. */
 mc_comm mc_comm_self(const char *name);

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "megac/base/comm_impl.h"
+#include "megac/base/half.h"
 
 enum { BLOCK_BYTES = 8192 };
 
@@ -62,9 +63,60 @@ static const struct {
     [MC_I32] = ROW(i32),
 };
 
+static void widen(mc_dtype dtype, float *restrict to, const uint16_t *restrict from, size_t n)
+{
+    if (dtype == MC_BF16) {
+        for (size_t i = 0; i < n; i++) {
+            to[i] = mc_f32_from_bf16(from[i]);
+        }
+    } else {
+        for (size_t i = 0; i < n; i++) {
+            to[i] = mc_f32_from_f16(from[i]);
+        }
+    }
+}
+
+static void narrow(mc_dtype dtype, uint16_t *restrict to, const float *restrict from, size_t n)
+{
+    if (dtype == MC_BF16) {
+        for (size_t i = 0; i < n; i++) {
+            to[i] = mc_bf16_from_f32(from[i]);
+        }
+    } else {
+        for (size_t i = 0; i < n; i++) {
+            to[i] = mc_f16_from_f32(from[i]);
+        }
+    }
+}
+
+/* 16-bit types: through f32, rounded once. */
+static void reduce_half(mc_dtype dtype, mc_reduce op, void *const *out, int n_out, const void *const *in, int n,
+                        size_t elems)
+{
+    enum { STEP = BLOCK_BYTES / 4 };
+    float sum[STEP], next[STEP];
+    uint16_t rounded[STEP];
+    for (size_t done = 0; done < elems; done += STEP) {
+        size_t count = elems - done < STEP ? elems - done : STEP;
+        widen(dtype, sum, (const uint16_t *)in[0] + done, count);
+        for (int i = 1; i < n; i++) {
+            widen(dtype, next, (const uint16_t *)in[i] + done, count);
+            table[MC_F32][op].fold(sum, next, count);
+        }
+        narrow(dtype, rounded, sum, count);
+        for (int i = 0; i < n_out; i++) {
+            memcpy((uint16_t *)out[i] + done, rounded, count * sizeof *rounded);
+        }
+    }
+}
+
 void mc_i_reduce_to(mc_dtype dtype, mc_reduce op, void *const *out, int n_out, const void *const *in, int n,
                     size_t elems)
 {
+    if (dtype == MC_BF16 || dtype == MC_F16) {
+        reduce_half(dtype, op, out, n_out, in, n, elems);
+        return;
+    }
     _Alignas(64) unsigned char block[BLOCK_BYTES];
     reduce_fn first = table[dtype][op].first;
     fold_fn fold = table[dtype][op].fold;

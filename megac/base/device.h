@@ -3,6 +3,7 @@
 #ifndef MEGAC_BASE_DEVICE_H
 #define MEGAC_BASE_DEVICE_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 #include "megac/base/status.h"
@@ -26,6 +27,7 @@ typedef enum { MC_MEM_DEVICE, MC_MEM_PINNED_HOST } mc_mem;
 
 typedef struct mc_device_ops {
     const char *name; /* "cpu" */
+    bool host_memory; /* the host reads and writes device memory as its own */
     /* MC_UNSUPPORTED tells why this machine has no such device. */
     mc_status (*open)(mc_device *dev, int ordinal);
     void (*close)(mc_device *dev);

@@ -114,6 +114,7 @@ static void cpu_describe(mc_device *dev, char *text_out, size_t cap)
 
 const mc_device_ops mc_device_cpu = {
     .name = "cpu",
+    .host_memory = true,
     .open = cpu_open,
     .close = cpu_close,
     .alloc = cpu_alloc,

@@ -18,7 +18,7 @@ static mc_status branch_grad(const mt_block_ctx *x, const mt_block *b, const mt_
         .dropout = mt_i_dropout(x, b, m, MC_RNG_DROPOUT_MLP_OUT),
     };
     if (a.dropout.p > 0) {
-        a.dy = mc_arena_take_2d(x->tp.scratch, MC_F32, dh.dims[0], dh.dims[1]);
+        a.dy = mc_arena_take_2d(x->tp.scratch, x->c->dtype, dh.dims[0], dh.dims[1]);
     }
     *dy_out = a.dropout.p > 0 ? a.dy : dh;
     return a.dropout.p > 0 || mc_tensor_present(a.dy_bias) ? ly->ops->norm_bwd(ly, &a) : MC_OK;
@@ -33,13 +33,13 @@ static mc_status mlp_bwd(const mt_block_ctx *x, const mt_block *b, const mt_micr
     mc_tensor dy2, dy2_full, n2_full;
     MC_TRY(branch_grad(x, b, m, dh, &dy2));
     MC_TRY(tp_gather(&x->tp, dy2, &dy2_full));
-    mc_tensor act = mc_arena_take_2d(scratch, MC_F32, s->fc1.dims[0], x->c->ffn / x->tp.comm->size);
+    mc_tensor act = mc_arena_take_2d(scratch, x->c->dtype, s->fc1.dims[0], x->c->ffn / x->tp.comm->size);
     MC_TRY(tp_linear_bwd_input(&x->tp, dy2_full, b->p[MT_FC2_WEIGHT], act));
     /* act holds d(act) and becomes the activation again; fc1 becomes d(fc1). */
     MC_TRY(ly->ops->act_bwd(ly, &(ly_act_bwd){x->c->act, s->fc1, act, s->fc1, act}));
     MC_TRY(tp_linear_bwd_weight(&x->tp, dy2_full, act, b->d[MT_FC2_WEIGHT], (mc_tensor){0}));
-    mc_tensor dn2 = mc_arena_take_2d(scratch, MC_F32, dh.dims[0], dh.dims[1]);
-    mc_tensor n2 = mc_arena_take_2d(scratch, MC_F32, dh.dims[0], dh.dims[1]);
+    mc_tensor dn2 = mc_arena_take_2d(scratch, x->c->dtype, dh.dims[0], dh.dims[1]);
+    mc_tensor n2 = mc_arena_take_2d(scratch, x->c->dtype, dh.dims[0], dh.dims[1]);
     MC_TRY(tp_col_linear_bwd_input(&x->tp, s->fc1, b->p[MT_FC1_WEIGHT], dn2));
     ly_norm_bwd norm = {
         .kind = x->c->norm,
@@ -133,13 +133,13 @@ static mc_status attention_bwd(const mt_block_ctx *x, const mt_block *b, const m
     mc_arena *scratch = x->tp.scratch;
     mc_tensor dy_full, n1_full;
     MC_TRY(tp_gather(&x->tp, dy, &dy_full));
-    mc_tensor dattn = mc_arena_take_2d(scratch, MC_F32, s->attn.dims[0], s->attn.dims[1]);
-    mc_tensor dqkv = mc_arena_take_2d(scratch, MC_F32, s->qkv.dims[0], s->qkv.dims[1]);
+    mc_tensor dattn = mc_arena_take_2d(scratch, x->c->dtype, s->attn.dims[0], s->attn.dims[1]);
+    mc_tensor dqkv = mc_arena_take_2d(scratch, x->c->dtype, s->qkv.dims[0], s->qkv.dims[1]);
     MC_TRY(tp_linear_bwd_input(&x->tp, dy_full, b->p[MT_PROJ_WEIGHT], dattn));
     MC_TRY(tp_linear_bwd_weight(&x->tp, dy_full, s->attn, b->d[MT_PROJ_WEIGHT], (mc_tensor){0}));
     MC_TRY(attention_core_bwd(x, b, m, s, dattn, dqkv));
-    mc_tensor dn1 = mc_arena_take_2d(scratch, MC_F32, dh.dims[0], dh.dims[1]);
-    mc_tensor n1 = mc_arena_take_2d(scratch, MC_F32, dh.dims[0], dh.dims[1]);
+    mc_tensor dn1 = mc_arena_take_2d(scratch, x->c->dtype, dh.dims[0], dh.dims[1]);
+    mc_tensor n1 = mc_arena_take_2d(scratch, x->c->dtype, dh.dims[0], dh.dims[1]);
     MC_TRY(tp_col_linear_bwd_input(&x->tp, dqkv, b->p[MT_QKV_WEIGHT], dn1));
     ly_norm_bwd norm = {
         .kind = x->c->norm,
@@ -166,7 +166,7 @@ mc_status mt_block_bwd(const mt_block_ctx *x, const mt_block *b, const mt_micro 
     size_t mark = mc_arena_mark(x->tp.scratch);
     mc_tensor dy = {0};
     if (m->dropout && x->c->hidden_dropout > 0) {
-        dy = mc_arena_take_2d(x->tp.scratch, MC_F32, dh.dims[0], dh.dims[1]);
+        dy = mc_arena_take_2d(x->tp.scratch, x->c->dtype, dh.dims[0], dh.dims[1]);
     }
     size_t inner = mc_arena_mark(x->tp.scratch);
     MC_TRY(mlp_bwd(x, b, m, s, dh, &dy));

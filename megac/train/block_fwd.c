@@ -11,12 +11,12 @@ static mt_block_stash stash_shapes(const mt_block_ctx *x, int64_t batch, int64_t
     int64_t heads = (int64_t)x->heads.groups * x->heads.queries, tp = x->tp.comm->size;
     mt_block_stash s = {
         .stats1 = mc_tensor_2d(NULL, MC_F32, local, 2),
-        .qkv = mc_tensor_2d(NULL, MC_F32, rows, qkv),
-        .attn = mc_tensor_2d(NULL, MC_F32, rows, heads * c->head_dim),
+        .qkv = mc_tensor_2d(NULL, c->dtype, rows, qkv),
+        .attn = mc_tensor_2d(NULL, c->dtype, rows, heads * c->head_dim),
         .lse = mc_tensor_3d(NULL, MC_F32, batch, heads, seq_len),
-        .h_mid = mc_tensor_2d(NULL, MC_F32, local, c->hidden),
+        .h_mid = mc_tensor_2d(NULL, c->dtype, local, c->hidden),
         .stats2 = mc_tensor_2d(NULL, MC_F32, local, 2),
-        .fc1 = mc_tensor_2d(NULL, MC_F32, rows, mt_fc1_cols(c) / tp),
+        .fc1 = mc_tensor_2d(NULL, c->dtype, rows, mt_fc1_cols(c) / tp),
     };
     if (c->qk_norm) {
         s.qkv_raw = s.qkv;
@@ -171,7 +171,7 @@ static mc_status attention_half(const mt_block_ctx *x, const mt_block *b, const 
                                 mc_tensor n2)
 {
     const ly_ctx *ly = x->tp.ly;
-    mc_tensor n1 = mc_arena_take_2d(x->tp.scratch, MC_F32, s->h_in.dims[0], s->h_in.dims[1]);
+    mc_tensor n1 = mc_arena_take_2d(x->tp.scratch, x->c->dtype, s->h_in.dims[0], s->h_in.dims[1]);
     ly_norm_fwd norm1 = {
         .kind = x->c->norm,
         .one_plus_gamma = x->c->norm_one_plus_gamma,
@@ -203,7 +203,7 @@ static mc_status mlp_half(const mt_block_ctx *x, const mt_block *b, const mt_mic
                           mc_tensor n2, mc_tensor h_out)
 {
     const ly_ctx *ly = x->tp.ly;
-    mc_tensor full, act = mc_arena_take_2d(x->tp.scratch, MC_F32, s->fc1.dims[0], x->c->ffn / x->tp.comm->size);
+    mc_tensor full, act = mc_arena_take_2d(x->tp.scratch, x->c->dtype, s->fc1.dims[0], x->c->ffn / x->tp.comm->size);
     MC_TRY(tp_gather(&x->tp, n2, &full));
     MC_TRY(tp_linear_fwd(&x->tp, full, b->p[MT_FC1_WEIGHT], b->p[MT_FC1_BIAS], s->fc1));
     MC_TRY(ly->ops->act_fwd(ly, &(ly_act_fwd){x->c->act, s->fc1, act}));
@@ -224,7 +224,7 @@ mc_status mt_block_fwd(const mt_block_ctx *x, const mt_block *b, const mt_micro 
                        mc_tensor h_out)
 {
     size_t mark = mc_arena_mark(x->tp.scratch);
-    mc_tensor n2 = mc_arena_take_2d(x->tp.scratch, MC_F32, s->h_in.dims[0], s->h_in.dims[1]);
+    mc_tensor n2 = mc_arena_take_2d(x->tp.scratch, x->c->dtype, s->h_in.dims[0], s->h_in.dims[1]);
     size_t inner = mc_arena_mark(x->tp.scratch);
     MC_TRY(attention_half(x, b, m, s, n2));
     mc_arena_rewind(x->tp.scratch, inner);

@@ -17,8 +17,7 @@ static mc_status evaluate(const mt_options *o, mc_world *world, mt_engine **e, m
     }
     MC_TRY(mt_engine_create(o, MT_FOR_EVALUATION, world, feed->source, e));
     MC_TRY(mt_engine_load(*e, o->load, step));
-    ds_loader_config c = mt_setup_loader(&(*e)->setup, mc_world_job(world)->rank, feed->source);
-    MC_TRY(ds_loader_create(&c, &feed->loader));
+    MC_TRY(mt_feed_open(*e, feed));
     MC_TRY(mt_session_started(world));
     MC_TRY(mt_evaluate(*e, feed, mt_options_given(o, &o->eval_iters) ? o->eval_iters : 0, &loss, &tokens));
     if (mc_world_job(world)->rank == 0) {
@@ -38,8 +37,7 @@ mc_status mt_cmd_eval(const mc_job *job, int argc, char **argv)
         return MC_OK;
     }
     mc_status st = evaluate(session.o, session.world, &e, &feed);
-    ds_loader_destroy(feed.loader);
-    ds_source_close(feed.source);
+    mt_feed_close(&feed);
     mt_engine_destroy(e);
     mt_session_close(&session, st);
     return st;

@@ -72,7 +72,7 @@ static mc_status continue_prompt(writer *w, const char *prompt, uint64_t number)
     }
     g.prompt = (const int32_t *)ids;
     g.n_prompt = (int64_t)n_ids;
-    MC_TRY_GOTO(st, MC_NEW_N(&g.logits, w->e->setup.model.padded_vocab, "logits"), undo_prompt);
+    MC_TRY_GOTO(st, mt_generation_memory(w->e, &g, false), undo_prompt);
     MC_TRY_GOTO(st, MC_NEW_N(&g.tokens, g.n_prompt + g.max_new, "generated tokens"), undo_prompt);
     MC_TRY_GOTO(st, mt_generate(w->e, &g, &n), undo_prompt);
     if (mc_world_job(w->world)->rank == 0) {
@@ -80,7 +80,7 @@ static mc_status continue_prompt(writer *w, const char *prompt, uint64_t number)
     }
 undo_prompt:
     mc_free(g.tokens);
-    mc_free(g.logits);
+    MC_KEEP_FIRST(st, mt_generation_memory(w->e, &g, true));
     mc_free(ids);
     return st;
 }

@@ -47,13 +47,14 @@ static void print_table(const mt_setup *s, const plan_row *rows, int n)
            "PP %d\n\n",
            mt_params_count(&s->model, true), mt_params_count(&s->model, false), s->model.padded_vocab, s->world_size,
            g[MC_AXIS_TP], g[MC_AXIS_CP], g[MC_AXIS_DP], g[MC_AXIS_PP]);
-    printf("bytes per rank (data-parallel rank 0)\n%6s %6s %4s %15s %15s %15s %15s %15s %12s %12s %16s\n", "rank",
-           "stage", "tp", "parameters", "gradients", "optimizer", "activations", "scratch", "process", "host", "total");
+    printf("bytes per rank (data-parallel rank 0)\n%6s %6s %4s %15s %15s %15s %15s %15s %12s %12s %12s %12s %16s\n",
+           "rank", "stage", "tp", "parameters", "gradients", "optimizer", "activations", "scratch", "process",
+           "workspace", "pinned", "host", "total");
     for (int i = 0; i < n; i++) {
         const mt_memory_plan *m = &rows[i].memory;
-        printf("%6d %6d %4d %15zu %15zu %15zu %15zu %15zu %12zu %12zu %16zu\n", rows[i].rank, rows[i].stage,
-               rows[i].tp_rank, m->params, m->grads, m->optimizer, m->stash, m->scratch, m->process, m->host,
-               mt_memory_total(m));
+        printf("%6d %6d %4d %15zu %15zu %15zu %15zu %15zu %12zu %12zu %12zu %12zu %16zu\n", rows[i].rank, rows[i].stage,
+               rows[i].tp_rank, m->params, m->grads, m->optimizer, m->stash, m->scratch, m->process, m->workspace,
+               m->pinned, m->host, mt_memory_total(m));
     }
     const plan_row *top = &rows[largest(rows, n)];
     printf("\nlargest: rank %d with %.3f GiB\n", top->rank, (double)mt_memory_total(&top->memory) / (1 << 30));
@@ -65,11 +66,12 @@ static mc_status print_json(const mt_setup *s, const plan_row *rows, int n)
     for (int i = 0; i < n && ranks; i++) {
         const mt_memory_plan *m = &rows[i].memory;
         json_array_append_new(
-            ranks, json_pack("{s:i, s:i, s:i, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "rank", rows[i].rank, "stage",
-                             rows[i].stage, "tp_rank", rows[i].tp_rank, "parameters", (json_int_t)m->params,
+            ranks, json_pack("{s:i, s:i, s:i, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "rank", rows[i].rank,
+                             "stage", rows[i].stage, "tp_rank", rows[i].tp_rank, "parameters", (json_int_t)m->params,
                              "gradients", (json_int_t)m->grads, "optimizer", (json_int_t)m->optimizer, "activations",
                              (json_int_t)m->stash, "scratch", (json_int_t)m->scratch, "process", (json_int_t)m->process,
-                             "host", (json_int_t)m->host, "total", (json_int_t)mt_memory_total(m)));
+                             "workspace", (json_int_t)m->workspace, "pinned", (json_int_t)m->pinned, "host",
+                             (json_int_t)m->host, "total", (json_int_t)mt_memory_total(m)));
     }
     mt_flops flops = mt_setup_flops(s);
     root = json_pack("{s:I, s:I, s:f, s:f, s:i, s:o}", "parameters", (json_int_t)mt_params_count(&s->model, true),

@@ -10,15 +10,6 @@
 #include "megac/train/commands.h"
 #include "megac/train/run.h"
 
-static mc_status open_feed(mt_run *run, mt_feed *feed)
-{
-    if (!feed->source) {
-        return MC_OK;
-    }
-    ds_loader_config c = mt_setup_loader(&run->e->setup, mc_world_job(run->world)->rank, feed->source);
-    return ds_loader_create(&c, &feed->loader);
-}
-
 /* Whether the set is large enough shows now, not at the first evaluation. */
 static mc_status open_valid(mt_run *run)
 {
@@ -29,14 +20,7 @@ static mc_status open_valid(mt_run *run)
         return MC_OK;
     }
     MC_TRY(mt_evaluation_micros(&run->e->setup, run->valid.source, mt_eval_steps(o), &n_micros));
-    return open_feed(run, &run->valid);
-}
-
-static void close_feed(mt_feed *feed)
-{
-    ds_loader_destroy(feed->loader);
-    ds_source_close(feed->source);
-    *feed = (mt_feed){0};
+    return mt_feed_open(run->e, &run->valid);
 }
 
 /* The path of the metrics file: the flag's, else in the directory of checkpoints, else none. */
@@ -119,7 +103,7 @@ static mc_status train(mt_run *run, mt_options *o, mt_end *end_out)
     if (!o->skip_train) {                      /* an evaluation needs neither length nor learning rate */
         MC_TRY(mt_setup_lr(&run->e->setup, &run->lr));
     }
-    MC_TRY(open_feed(run, &run->train));
+    MC_TRY(mt_feed_open(run->e, &run->train));
     if (mt_setup_evaluates(o)) {
         MC_TRY(open_valid(run));
     }
@@ -153,8 +137,8 @@ mc_status mt_cmd_train(const mc_job *job, int argc, char **argv)
     run.world = session.world;
     mc_status st = train(&run, session.o, &end);
     MC_KEEP_FIRST(st, mt_metrics_close(&run.metrics));
-    close_feed(&run.train);
-    close_feed(&run.valid);
+    mt_feed_close(&run.train);
+    mt_feed_close(&run.valid);
     mt_engine_destroy(run.e);
     if (st == MC_OK && end == MT_STOPPED_EARLY && run.saved_iteration >= 0) {
         st = MC_STOPPED;

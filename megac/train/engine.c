@@ -22,7 +22,28 @@ static mc_status kv_group(mt_engine *e)
     return mc_world_split(w, h.replicas > 1 ? shared : -1, "kv-replicas", &e->groups.kv_replicas);
 }
 
-static mc_status open_groups(mt_engine *e)
+/* On a device whose memory the host does not address, a group of ranks exchanges tensors by communicators of the device
+ * (NCCL), or by the host's with copies (--comm mpi). */
+static mc_status device_group(mt_engine *e, mc_comm *group)
+{
+    const mt_options *o = e->setup.o;
+    if (e->dev.ops->host_memory || group->size == 1) {
+        return MC_OK;
+    }
+    mc_comm *host = &e->host_groups[e->n_host_groups++], made;
+    *host = *group;
+    *group = (mc_comm){0};
+    if (e->dev.ops->comm_create && (!o->comm || strcmp(o->comm, "nccl") == 0)) {
+        MC_TRY(
+            e->dev.ops->comm_create(&e->dev, host, e->ly.stream, 60.0 * (double)o->distributed_timeout_minutes, &made));
+    } else {
+        MC_TRY(mc_comm_staged(&e->dev, host, e->ly.stream, &made));
+    }
+    *group = made;
+    return MC_OK;
+}
+
+static mc_status host_groups(mt_engine *e)
 {
     const mc_grid *grid = &e->setup.grid;
     MC_TRY(mc_world_group(e->world, grid, 1u << MC_AXIS_TP, "tp", &e->groups.tp));
@@ -30,6 +51,18 @@ static mc_status open_groups(mt_engine *e)
     MC_TRY(mc_world_group(e->world, grid, 1u << MC_AXIS_PP, "pp", &e->groups.pp));
     MC_TRY(kv_group(e));
     return embedding_group(e);
+}
+
+/* In one order on every rank. */
+static mc_status open_groups(mt_engine *e)
+{
+    MC_TRY(host_groups(e));
+    mc_comm *all[MT_N_GROUPS] = {&e->groups.tp, &e->groups.dp, &e->groups.pp, &e->groups.kv_replicas,
+                                 &e->groups.embedding};
+    for (int i = 0; i < MT_N_GROUPS; i++) {
+        MC_TRY(device_group(e, all[i]));
+    }
+    return MC_OK;
 }
 
 static mc_status open_plans(mt_engine *e)
@@ -51,8 +84,10 @@ static mc_status open_model(mt_engine *e)
     mt_memory_request rq = mt_setup_memory(s, mc_world_job(e->world)->rank);
     MC_TRY(mt_memory_measure(&rq, &plan));
     MC_TRY(mt_memory_reserve(&e->memory, &plan, &e->dev, e->world, &e->arenas));
+    e->ly.workspace = e->memory.workspace;
+    e->ly.workspace_bytes = plan.workspace;
     MC_TRY(mt_stage_create(&s->model, &e->place, &rq.sizes, &e->ly, &e->groups.tp, &e->dev, &e->arenas, &e->stage));
-    mt_stage_init_values(e->stage, e->pool);
+    MC_TRY(mt_stage_init_values(e->stage, e->pool));
     if (s->purpose != MT_FOR_TRAINING) {
         return MC_OK;
     }
@@ -63,16 +98,26 @@ static mc_status open_model(mt_engine *e)
     return MC_OK;
 }
 
+static mc_status open_device(mt_engine *e, const char *name)
+{
+    MC_TRY(mc_device_open(name, mc_world_job(e->world)->local_rank, &e->dev));
+    e->setup.device = e->dev.ops->name;
+    MC_TRY(mc_pool_create(e->setup.n_threads, LY_POOL_SCRATCH_BYTES, &e->pool));
+    e->ly.pool = e->pool;
+    e->ly.ops = e->dev.ops->operators;
+    if (!e->ly.ops) {
+        MC_TRY(ly_ops_get("cpu", &e->ly.ops));
+    }
+    return e->dev.ops->stream_create(&e->dev, &e->ly.stream);
+}
+
 static mc_status create(mt_engine *e, const mt_options *o, mt_purpose purpose, const ds_source *data)
 {
     const mc_job *job = mc_world_job(e->world);
     MC_TRY(mt_setup_init(&e->setup, o, purpose, job->size, job->local_size, data));
     e->place = mt_setup_place(&e->setup, job->rank);
+    MC_TRY(open_device(e, strcmp(o->device, "auto") == 0 ? "cpu" : o->device));
     MC_TRY(open_groups(e));
-    MC_TRY(mc_device_open(strcmp(o->device, "auto") == 0 ? "cpu" : o->device, job->local_rank, &e->dev));
-    MC_TRY(mc_pool_create(e->setup.n_threads, LY_POOL_SCRATCH_BYTES, &e->pool));
-    e->ly.pool = e->pool;
-    MC_TRY(ly_ops_get("cpu", &e->ly.ops));
     MC_TRY(open_plans(e));
     return open_model(e);
 }
@@ -103,13 +148,20 @@ void mt_engine_destroy(mt_engine *e)
     pp_plan_fini(&e->train_plan);
     pp_plan_fini(&e->eval_plan);
     mc_pool_destroy(e->pool);
-    mc_device_close(&e->dev);
-    mc_comm *all[] = {&e->groups.embedding, &e->groups.kv_replicas, &e->groups.pp, &e->groups.dp, &e->groups.tp};
-    for (int i = 0; i < 5; i++) {
+    mc_comm *all[MT_N_GROUPS] = {&e->groups.embedding, &e->groups.kv_replicas, &e->groups.pp, &e->groups.dp,
+                                 &e->groups.tp};
+    for (int i = 0; i < MT_N_GROUPS; i++) {
         if (all[i]->ops) {
             mc_comm_destroy(all[i]);
         }
     }
+    while (e->n_host_groups > 0) {
+        mc_comm_destroy(&e->host_groups[--e->n_host_groups]);
+    }
+    if (e->ly.stream.handle) {
+        e->dev.ops->stream_destroy(&e->dev, e->ly.stream);
+    }
+    mc_device_close(&e->dev);
     mt_setup_fini(&e->setup);
     mc_free(e);
 }
@@ -134,17 +186,10 @@ mc_status mt_engine_run_step(mt_engine *e, const ds_loader *loader, int n_micro,
     return pp_exec(plan, &e->groups.pp, &mt_stage_ops, s, stats_out);
 }
 
-double mt_engine_loss_sum(const mt_engine *e, int n_micro)
+mc_status mt_engine_loss_sum(mt_engine *e, int n_micro, double *sum_out)
 {
-    const mt_stage *s = e->stage;
-    double sum = 0;
-    if (!mt_has_head(&s->place)) {
-        return 0;
-    }
-    int64_t n = s->losses.dims[1] * n_micro;
-    const float *losses = s->losses.data;
-    for (int64_t i = 0; i < n; i++) {
-        sum += losses[i];
-    }
-    return sum;
+    MC_TRY(mt_stage_fetch_losses(e->stage, n_micro));
+    MC_TRY(e->dev.ops->stream_sync(&e->dev, e->ly.stream));
+    *sum_out = mt_stage_loss_sum(e->stage, n_micro);
+    return MC_OK;
 }

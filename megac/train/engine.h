@@ -16,10 +16,14 @@ typedef struct mt_groups {
     mc_comm embedding;   /* first and last stage, where they hold a tied embedding twice */
 } mt_groups;
 
+enum { MT_N_GROUPS = 5 };
+
 typedef struct mt_engine {
     mt_setup setup;
     mc_world *world;
     mt_groups groups;
+    mc_comm host_groups[MT_N_GROUPS]; /* under the groups of a device that has memory of its own */
+    int n_host_groups;
     mc_device dev;
     mc_pool *pool;
     ly_ctx ly;
@@ -40,8 +44,8 @@ void mt_engine_destroy(mt_engine *e);
  * forward alone otherwise. */
 mc_status mt_engine_run_step(mt_engine *e, const ds_loader *loader, int n_micro, bool training, double loss_scale,
                              pp_stats *stats_out) MC_MUST_CHECK;
-/* Sum of the weighted token losses of that pass on this rank; 0 where it has no head. */
-double mt_engine_loss_sum(const mt_engine *e, int n_micro);
+/* Waits for that pass: sum of its weighted token losses on this rank; 0 where it has no head. */
+mc_status mt_engine_loss_sum(mt_engine *e, int n_micro, double *sum_out) MC_MUST_CHECK;
 
 #ifdef __cplusplus
 }

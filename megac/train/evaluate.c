@@ -11,7 +11,9 @@ static mc_status add_batch(mt_engine *e, const mt_feed *feed, uint64_t first, ui
     MC_TRY(ds_loader_next(feed->loader, &weight));
     MC_TRY(mt_engine_run_step(e, feed->loader, n_micro, false, 0, &stats));
     bool counts = mt_has_head(&e->place) && e->place.tp_rank == 0;
-    sums[0] += counts ? mt_engine_loss_sum(e, n_micro) : 0;
+    double loss;
+    MC_TRY(mt_engine_loss_sum(e, n_micro, &loss));
+    sums[0] += counts ? loss : 0;
     sums[1] += counts ? weight : 0;
     return MC_OK;
 }

@@ -1,5 +1,7 @@
 #include "megac/train/generate.h"
 
+#include <string.h>
+
 /* World rank that broadcasts: the last stage of the first replica, tensor-parallel rank 0. */
 static int speaker(const mt_engine *e)
 {
@@ -29,7 +31,9 @@ static mc_status next_token(mt_engine *e, const mt_generation *g, const int32_t 
     size_t mark = mc_arena_mark(&e->arenas.scratch);
     mc_tensor logits;
     if (mt_has_embedding(&s->place)) {
-        MC_TRY(e->dev.ops->copy(&e->dev, s->io[0].tokens.data, context, (size_t)len * sizeof *context, e->ly.stream));
+        size_t bytes = (size_t)len * sizeof *context;
+        memcpy(g->context, context, bytes); /* the device is idle: the last token's logits were waited for */
+        MC_TRY(e->dev.ops->copy(&e->dev, s->io[0].tokens.data, g->context, bytes, e->ly.stream));
     } else {
         MC_TRY(move(pp, mt_stage_token_input(s, len), s->place.stage - 1, false));
     }
@@ -48,6 +52,25 @@ static mc_status next_token(mt_engine *e, const mt_generation *g, const int32_t 
     mc_arena_rewind(&e->arenas.scratch, mark);
     MC_TRY(mc_comm_broadcast(mc_world_comm(e->world), mc_tensor_1d(&token, MC_I32, 1), speaker(e)));
     *token_out = token;
+    return MC_OK;
+}
+
+mc_status mt_generation_memory(mt_engine *e, mt_generation *g, bool give_back)
+{
+    const mc_device_ops *ops = e->dev.ops;
+    size_t logits = (size_t)e->setup.model.padded_vocab * sizeof *g->logits;
+    size_t context = (size_t)e->setup.model.seq_length * sizeof *g->context;
+    void *memory;
+    if (give_back) {
+        if (g->logits) {
+            ops->free(&e->dev, MC_MEM_PINNED_HOST, g->logits, logits + context);
+        }
+        g->logits = NULL;
+        return MC_OK;
+    }
+    MC_TRY(ops->alloc(&e->dev, MC_MEM_PINNED_HOST, logits + context, "logits and context", &memory));
+    g->logits = memory;
+    g->context = (int32_t *)(g->logits + e->setup.model.padded_vocab);
     return MC_OK;
 }
 

@@ -15,10 +15,14 @@ typedef struct mt_generation {
     int64_t max_new;
     int64_t stop_token; /* ends the text; -1: none */
     mt_sampling sampling;
-    uint64_t number; /* of the prompt: prompts draw different numbers */
-    float *logits;   /* (padded vocabulary) */
-    int32_t *tokens; /* (n_prompt + max_new): the prompt and what followed */
+    uint64_t number;  /* of the prompt: prompts draw different numbers */
+    float *logits;    /* (padded vocabulary), memory of mt_generation_memory */
+    int32_t *context; /* (seq_length), likewise */
+    int32_t *tokens;  /* (n_prompt + max_new): the prompt and what followed */
 } mt_generation;
+
+/* Host memory that the device copies to and from: sets `logits` and `context`, or with `give_back` frees them. */
+mc_status mt_generation_memory(mt_engine *e, mt_generation *g, bool give_back) MC_MUST_CHECK;
 
 /* Continues the prompt; every rank gets the same tokens. A context longer than --seq-length is cut on the left.
  * Collective. *n_out: tokens in all, the stop token not counted. */

@@ -74,7 +74,7 @@ static mc_status train_step(mt_run *run, mt_metrics_step *out)
         MC_TRY(total_weight(run, weight, &total));
         MC_TRY(mt_engine_run_step(e, run->train.loader, n_micro, true, 1 / total, &stats));
         MC_TRY(mt_optimizer_step(e->optimizer, lr, mt_decoupled_lr_at(&run->lr, at), mt_weight_decay_at(&run->lr, at),
-                                 mt_engine_loss_sum(e, n_micro), &result));
+                                 n_micro, &result));
         result.loss_sum /= total;
     } else {
         result = (mt_step_result){.loss_sum = NAN, .grad_norm = NAN, .skipped = true};

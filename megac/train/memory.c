@@ -1,5 +1,7 @@
 #include "megac/train/memory.h"
 
+#include <string.h>
+
 #include "megac/base/alloc.h"
 
 static void measuring(mt_arenas *a)
@@ -10,16 +12,18 @@ static void measuring(mt_arenas *a)
     mc_arena_init(&a->stash, "activations");
     mc_arena_init(&a->scratch, "scratch");
     mc_arena_init(&a->process, "process");
+    mc_arena_init(&a->pinned, "pinned");
 }
 
 size_t mt_memory_total(const mt_memory_plan *p)
 {
-    return p->params + p->grads + p->optimizer + p->stash + p->scratch + p->process + p->host;
+    return p->params + p->grads + p->optimizer + p->stash + p->scratch + p->process + p->workspace + p->pinned +
+           p->host;
 }
 
 /* One micro-batch forward and backward, and one for evaluation, with operators and groups that do nothing: what remains
  * is the sequence of takes from scratch, whose peak is the plan. */
-static mc_status run_dry(mt_stage *stage)
+static mc_status run_dry(mt_stage *stage, mt_optimizer *optimizer)
 {
     mc_tensor logits;
     size_t mark = mc_arena_mark(&stage->arenas->scratch);
@@ -27,6 +31,7 @@ static mc_status run_dry(mt_stage *stage)
         stage->training = true;
         MC_TRY(mt_stage_ops.forward(stage, 0, 0));
         MC_TRY(mt_stage_ops.backward(stage, PP_BWD, 0, 0, 0, true));
+        MC_TRY(mt_optimizer_dry_run(optimizer));
     }
     stage->training = false;
     MC_TRY(mt_stage_ops.forward(stage, 0, 0));
@@ -38,11 +43,17 @@ static mc_status run_dry(mt_stage *stage)
     return MC_OK;
 }
 
+static size_t align_up(size_t bytes)
+{
+    return (bytes + MC_ARENA_ALIGN - 1) / MC_ARENA_ALIGN * MC_ARENA_ALIGN;
+}
+
 mc_status mt_memory_measure(const mt_memory_request *rq, mt_memory_plan *plan_out)
 {
     const mt_place *p = &rq->place;
     mt_arenas a;
-    ly_ctx ly = {0};
+    size_t workspace = 0;
+    ly_ctx ly = {.workspace_peak = &workspace};
     mc_device dev;
     mt_stage *stage = NULL;
     mt_optimizer *optimizer = NULL;
@@ -56,7 +67,7 @@ mc_status mt_memory_measure(const mt_memory_request *rq, mt_memory_plan *plan_ou
     if (rq->sizes.n_slots > 0) {
         MC_TRY_GOTO(st, mt_optimizer_create(&rq->optimizer, stage, &dp, &comms, 1, &optimizer), undo_stage);
     }
-    MC_TRY_GOTO(st, run_dry(stage), undo_stage);
+    MC_TRY_GOTO(st, run_dry(stage, optimizer), undo_stage);
     *plan_out = (mt_memory_plan){
         .params = a.params.peak_bytes,
         .grads = a.grads.peak_bytes,
@@ -64,6 +75,8 @@ mc_status mt_memory_measure(const mt_memory_request *rq, mt_memory_plan *plan_ou
         .stash = a.stash.peak_bytes,
         .scratch = a.scratch.peak_bytes,
         .process = a.process.peak_bytes,
+        .workspace = strcmp(rq->device, "cpu") == 0 ? 0 : align_up(workspace),
+        .pinned = a.pinned.peak_bytes,
         .host = mc_pool_plan_bytes(rq->n_threads, LY_POOL_SCRATCH_BYTES) + rq->loader_bytes,
     };
 undo_stage:
@@ -80,38 +93,51 @@ static void carve(char **at, mc_arena *arena, size_t bytes)
     *at += bytes;
 }
 
+static mc_status take_memory(mt_memory *m, bool shares, mc_world *world, void **exchanged_out)
+{
+    const mt_memory_plan *p = &m->plan;
+    mc_device *dev = m->dev;
+    size_t shared = p->grads + p->stash + p->scratch;
+    m->own_bytes = p->params + p->optimizer + p->process + p->workspace + (shares ? 0 : shared);
+    MC_TRY(dev->ops->alloc(dev, MC_MEM_DEVICE, m->own_bytes, "parameters, optimizer and activations", &m->own));
+    MC_TRY(dev->ops->alloc(dev, MC_MEM_PINNED_HOST, p->pinned, "host side of copies", &m->pinned));
+    return shares ? mc_world_map(world, shared, "activations and gradients", exchanged_out) : MC_OK;
+}
+
 mc_status mt_memory_reserve(mt_memory *memory, const mt_memory_plan *plan, mc_device *dev, mc_world *world,
                             mt_arenas *arenas)
 {
-    size_t own = plan->params + plan->optimizer + plan->process, shared = plan->grads + plan->stash + plan->scratch;
-    bool alone = mc_world_job(world)->size == 1;
-    mt_memory m = {.plan = *plan, .dev = dev, .own_bytes = own + (alone ? shared : 0)};
+    mt_memory m = {.plan = *plan, .dev = dev};
+    bool shares = dev->ops->host_memory && mc_world_job(world)->size > 1;
     void *exchanged = NULL;
     measuring(arenas);
-    MC_TRY(dev->ops->alloc(dev, MC_MEM_DEVICE, m.own_bytes, "parameters and optimizer", &m.own));
-    if (!alone) {
-        mc_status st = mc_world_map(world, shared, "activations and gradients", &exchanged);
-        if (st != MC_OK) {
-            dev->ops->free(dev, MC_MEM_DEVICE, m.own, m.own_bytes);
-            return st;
-        }
+    mc_status st = take_memory(&m, shares, world, &exchanged);
+    if (st != MC_OK) {
+        mt_memory_release(&m);
+        return st;
     }
     char *at = m.own;
     carve(&at, &arenas->params, plan->params);
     carve(&at, &arenas->optimizer, plan->optimizer);
     carve(&at, &arenas->process, plan->process);
-    at = alone ? at : exchanged;
+    m.workspace = plan->workspace > 0 ? at : NULL;
+    at += plan->workspace;
+    at = shares ? exchanged : at;
     carve(&at, &arenas->grads, plan->grads);
     carve(&at, &arenas->stash, plan->stash);
     carve(&at, &arenas->scratch, plan->scratch);
+    mc_arena_bind(&arenas->pinned, m.pinned, plan->pinned);
     *memory = m;
     return MC_OK;
 }
 
-void mt_memory_release(mt_memory *memory)
+void mt_memory_release(mt_memory *m)
 {
-    if (memory->own) {
-        memory->dev->ops->free(memory->dev, MC_MEM_DEVICE, memory->own, memory->own_bytes);
+    if (m->own) {
+        m->dev->ops->free(m->dev, MC_MEM_DEVICE, m->own, m->own_bytes);
     }
-    *memory = (mt_memory){0};
+    if (m->pinned) {
+        m->dev->ops->free(m->dev, MC_MEM_PINNED_HOST, m->pinned, m->plan.pinned);
+    }
+    *m = (mt_memory){0};
 }

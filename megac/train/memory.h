@@ -16,12 +16,15 @@ typedef struct mt_memory_request {
     mt_optimizer_config optimizer; /* read where sizes.n_slots > 0 (training) */
     int n_threads;
     size_t loader_bytes; /* the batches read ahead */
+    const char *device;  /* "cpu", "cuda": whose operators need a workspace */
 } mt_memory_request;
 
 /* Bytes by arena, in the order that `megac plan` prints. */
 typedef struct mt_memory_plan {
     size_t params, grads, optimizer, stash, scratch, process; /* arenas on the device */
-    size_t host;                                              /* thread scratch and batches read ahead, on the heap */
+    size_t workspace;                                         /* of the device's operators; 0 on the CPU */
+    size_t pinned;                                            /* host memory for copies to and from the device */
+    size_t host;                                              /* thread scratch and batches read ahead */
 } mt_memory_plan;
 
 size_t mt_memory_total(const mt_memory_plan *plan);
@@ -29,13 +32,15 @@ size_t mt_memory_total(const mt_memory_plan *plan);
 /* What this rank will reserve. Runs no arithmetic and touches no memory of the model. */
 mc_status mt_memory_measure(const mt_memory_request *rq, mt_memory_plan *plan_out) MC_MUST_CHECK;
 
-/* The reserved slabs of a rank. Gradients, activations and scratch are communicated, so with several ranks they lie in
- * memory that the ranks of a node share. */
+/* The reserved slabs of a rank. Gradients, activations and scratch are communicated, so with several CPU ranks they lie
+ * in memory that the ranks of a node share. */
 typedef struct mt_memory {
     mt_memory_plan plan;
     mc_device *dev;
-    void *own; /* params, optimizer, process; and the rest where the world has one rank */
+    void *own; /* params, optimizer, process, workspace; and the rest unless ranks share it */
     size_t own_bytes;
+    void *pinned;
+    void *workspace; /* NULL where the plan has none */
 } mt_memory;
 
 /* Reserves exactly the plan and binds the arenas. Collective over the world. */

@@ -39,6 +39,7 @@ typedef struct mt_model_config {
     float init_std, embedding_init_std;
     bool init_xavier;
     uint32_t seed;
+    mc_dtype dtype; /* of parameters in the model and of activations: T of layers/ops.h */
 } mt_model_config;
 
 /* Where this rank stands. */

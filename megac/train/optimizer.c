@@ -15,31 +15,60 @@ static int64_t own_elems(const mt_param *r)
     return r->ranges[0].count * (r->n_dims == 2 ? r->local_dims[1] : 1);
 }
 
-static mc_status make_segments(mt_optimizer *o)
+static int count_segments(const mt_params *p)
+{
+    int n = 0;
+    for (int i = 0; i < p->n_rows; i++) {
+        n += p->rows[i].grad_sum == MT_SUM_KV_REPLICAS ? 2 : 1;
+    }
+    return n;
+}
+
+static mc_status upload_segments(mt_optimizer *o)
+{
+    mt_stage *s = o->stage;
+    return s->dev->ops->copy(s->dev, o->device_segments, o->segments, (size_t)o->n_segments * sizeof *o->segments,
+                             s->ly.stream);
+}
+
+/* Query rows count once; replicated key and value rows belong to the first replica in the norm. */
+static void fill_segments(mt_optimizer *o)
 {
     const mt_params *p = &o->stage->params;
     bool first_replica = o->stage->x.heads.replica == 0;
-    MC_TRY(MC_NEW_N(&o->segments, 2 * p->n_rows, "optimizer segments"));
-    for (int i = 0; i < p->n_rows; i++) {
+    for (int i = 0, n = 0; i < p->n_rows; i++) {
         const mt_param *r = &p->rows[i];
         bool replicated = r->grad_sum == MT_SUM_KV_REPLICAS;
-        int64_t split = replicated ? own_elems(r) : row_elems(r);
         ly_segment s = {
             .begin = r->offset,
-            .end = r->offset + split,
+            .end = r->offset + (replicated ? own_elems(r) : row_elems(r)),
             .lr_mult = 1,
             .decay_mult = r->decay ? 1.0f : 0.0f,
             .norm_weight = r->counts_in_norm ? 1.0f : 0.0f,
         };
-        o->segments[o->n_segments++] = s;
+        o->segments[n++] = s;
         if (replicated) {
             s.begin = s.end;
             s.end = r->offset + row_elems(r);
             s.norm_weight = first_replica ? s.norm_weight : 0.0f;
-            o->segments[o->n_segments++] = s;
+            o->segments[n++] = s;
         }
     }
-    return MC_OK;
+}
+
+/* The tables' memory; their values once it is there. */
+static mc_status make_segments(mt_optimizer *o)
+{
+    mt_arenas *a = o->stage->arenas;
+    o->n_segments = count_segments(&o->stage->params);
+    size_t bytes = (size_t)o->n_segments * sizeof *o->segments;
+    o->segments = mc_arena_take(&a->pinned, bytes);
+    o->device_segments = mc_arena_take(&a->process, bytes);
+    if (!a->pinned.bound) {
+        return MC_OK;
+    }
+    fill_segments(o);
+    return upload_segments(o);
 }
 
 static int64_t packed_elems(const mt_params *p)
@@ -74,6 +103,7 @@ mc_status mt_optimizer_create(const mt_optimizer_config *config, mt_stage *stage
         o->sum_pack = mc_arena_take_1d(&stage->arenas->grads, MC_F32, packed);
     }
     o->norm_out = mc_arena_take_1d(&stage->arenas->process, MC_F64, 1);
+    o->host_norm = mc_arena_take_1d(&stage->arenas->pinned, MC_F64, 1);
     *optimizer_out = o;
     return MC_OK;
 undo_optimizer:
@@ -87,7 +117,6 @@ void mt_optimizer_destroy(mt_optimizer *o)
         return;
     }
     mt_data_parallel_fini(&o->dp);
-    mc_free(o->segments);
     mc_free(o);
 }
 
@@ -148,34 +177,43 @@ static mc_status finish_reductions(mt_optimizer *o)
     return sum_kv_replicas(o);
 }
 
-/* One exchange for both: every parameter counts once over tp and pp (data-parallel ranks hold the same sums), and every
- * micro-batch's loss once. */
-static mc_status global_sums(mt_optimizer *o, double loss_sum, double *loss_out, double *sq_norm_out)
+static mc_status square_norm(mt_optimizer *o)
 {
     mt_stage *s = o->stage;
-    ly_sq_norm norm = {s->grad_slab, o->norm_out, o->segments, o->n_segments};
-    double host[2] = {0, 0};
-    MC_TRY(s->ly.ops->sq_norm(&s->ly, &norm));
-    MC_TRY(s->dev->ops->copy(s->dev, &host[1], o->norm_out.data, sizeof host[1], s->ly.stream));
+    ly_sq_norm norm = {s->grad_slab, o->norm_out, o->device_segments, o->n_segments};
+    return s->ly.ops->sq_norm(&s->ly, &norm);
+}
+
+/* One exchange for both: every parameter counts once over tp and pp (data-parallel ranks hold the same sums), and every
+ * micro-batch's loss once, on the last stage's first tensor-parallel rank. */
+static mc_status global_sums(mt_optimizer *o, int n_micro, double *loss_out, double *sq_norm_out)
+{
+    mt_stage *s = o->stage;
+    double sums[2];
+    MC_TRY(square_norm(o));
+    MC_TRY(s->dev->ops->copy(s->dev, o->host_norm.data, o->norm_out.data, mc_tensor_bytes(o->norm_out), s->ly.stream));
+    MC_TRY(mt_stage_fetch_losses(s, n_micro));
     MC_TRY(s->dev->ops->stream_sync(s->dev, s->ly.stream));
-    host[0] = mt_has_head(&s->place) && s->place.tp_rank == 0 ? loss_sum : 0;
-    host[1] = s->place.dp_rank == 0 ? host[1] : 0;
-    mc_tensor sums = mc_tensor_1d(host, MC_F64, 2);
-    MC_TRY(mc_comm_all_reduce(o->comms.world, sums, sums, MC_SUM));
-    *loss_out = host[0];
-    *sq_norm_out = host[1];
+    sums[0] = s->place.tp_rank == 0 ? mt_stage_loss_sum(s, n_micro) : 0;
+    sums[1] = s->place.dp_rank == 0 ? *(const double *)o->host_norm.data : 0;
+    mc_tensor t = mc_tensor_1d(sums, MC_F64, 2);
+    MC_TRY(mc_comm_all_reduce(o->comms.world, t, t, MC_SUM));
+    *loss_out = sums[0];
+    *sq_norm_out = sums[1];
     return MC_OK;
 }
 
 static mc_status update(mt_optimizer *o, double lr, double weight_decay, double grad_scale)
 {
     mt_stage *s = o->stage;
+    mc_tensor model = s->main_slab.data == s->param_slab.data ? (mc_tensor){0} : s->param_slab;
     if (o->config.kind == MT_SGD) {
         ly_sgd a = {
-            .param = s->param_slab,
+            .param = s->main_slab,
             .grad = s->grad_slab,
             .m = o->m,
-            .segments = o->segments,
+            .model = model,
+            .segments = o->device_segments,
             .n_segments = o->n_segments,
             .lr = (float)lr,
             .momentum = o->config.momentum,
@@ -185,11 +223,12 @@ static mc_status update(mt_optimizer *o, double lr, double weight_decay, double 
         return s->ly.ops->sgd(&s->ly, &a);
     }
     ly_adamw a = {
-        .param = s->param_slab,
+        .param = s->main_slab,
         .grad = s->grad_slab,
         .m = o->m,
         .v = o->v,
-        .segments = o->segments,
+        .model = model,
+        .segments = o->device_segments,
         .n_segments = o->n_segments,
         .lr = (float)lr,
         .beta1 = o->config.beta1,
@@ -205,33 +244,44 @@ static mc_status update(mt_optimizer *o, double lr, double weight_decay, double 
     return MC_OK;
 }
 
-/* Embedding and output layer may have a learning rate of their own: segments carry the ratio to the rate that is
- * returned, which is `lr` unless that is 0. */
-static double set_lr_ratio(mt_optimizer *o, double lr, double decoupled_lr)
+mc_status mt_optimizer_dry_run(mt_optimizer *o)
+{
+    MC_TRY(square_norm(o));
+    return update(o, 0, 0, 1);
+}
+
+/* Embedding and output layer may have a learning rate of their own: segments carry the ratio to the rate that comes
+ * out, which is `lr` unless that is 0. The host's table may be rewritten: global_sums waited for every earlier copy of
+ * it. */
+static mc_status set_lr_ratio(mt_optimizer *o, double lr, double decoupled_lr, double *base_out)
 {
     double base = lr > 0 ? lr : decoupled_lr;
+    bool changed = false;
     float own = base > 0 ? (float)(decoupled_lr / base) : 1, others = lr > 0 ? 1 : 0;
     const mt_params *p = &o->stage->params;
     for (int i = 0, seg = 0; i < p->n_rows; i++) {
         for (int n = p->rows[i].grad_sum == MT_SUM_KV_REPLICAS ? 2 : 1; n > 0; n--) {
-            o->segments[seg++].lr_mult = p->rows[i].decoupled_lr ? own : others;
+            float mult = p->rows[i].decoupled_lr ? own : others;
+            changed = changed || o->segments[seg].lr_mult != mult;
+            o->segments[seg++].lr_mult = mult;
         }
     }
-    return base;
+    *base_out = base;
+    return changed ? upload_segments(o) : MC_OK;
 }
 
-mc_status mt_optimizer_step(mt_optimizer *o, double lr, double decoupled_lr, double weight_decay, double loss_sum,
+mc_status mt_optimizer_step(mt_optimizer *o, double lr, double decoupled_lr, double weight_decay, int n_micro,
                             mt_step_result *result_out)
 {
-    double sq_norm, loss;
+    double sq_norm, loss, base;
     MC_TRY(finish_reductions(o));
-    MC_TRY(global_sums(o, loss_sum, &loss, &sq_norm));
+    MC_TRY(global_sums(o, n_micro, &loss, &sq_norm));
     double norm = sqrt(sq_norm), clip = o->config.clip_grad;
     *result_out = (mt_step_result){.loss_sum = loss, .grad_norm = norm, .skipped = !isfinite(norm)};
     if (result_out->skipped) {
         return MC_OK;
     }
     o->steps++;
-    return update(o, set_lr_ratio(o, lr, decoupled_lr), weight_decay,
-                  clip > 0 && norm > clip ? clip / (norm + 1e-6) : 1.0);
+    MC_TRY(set_lr_ratio(o, lr, decoupled_lr, &base));
+    return update(o, base, weight_decay, clip > 0 && norm > clip ? clip / (norm + 1e-6) : 1.0);
 }

@@ -30,10 +30,10 @@ typedef struct mt_optimizer {
     mt_stage *stage;
     mt_data_parallel dp;
     mt_grad_comms comms;
-    mc_tensor m, v;     /* slabs; v absent for SGD, m absent without momentum */
-    mc_tensor sum_pack; /* gradients summed over tp, packed: one collective a step */
-    mc_tensor norm_out; /* (1) f64 */
-    ly_segment *segments;
+    mc_tensor m, v;                         /* slabs; v absent for SGD, m absent without momentum */
+    mc_tensor sum_pack;                     /* gradients summed over tp, packed: one collective a step */
+    mc_tensor norm_out, host_norm;          /* (1) f64 on the device and, pinned, on the host */
+    ly_segment *segments, *device_segments; /* the same table in pinned host memory and where operators run */
     int n_segments;
     int64_t steps; /* updates made: Adam's bias correction counts these, not iterations */
 } mt_optimizer;
@@ -51,9 +51,12 @@ typedef struct mt_step_result {
     bool skipped;     /* the norm was not finite: no rank changed anything */
 } mt_step_result;
 
-/* `loss_sum`: this rank's sum, counted on the last stage's first tensor-parallel rank. Collective over the world. */
-mc_status mt_optimizer_step(mt_optimizer *o, double lr, double decoupled_lr, double weight_decay, double loss_sum,
+/* After a step of n_micro micro-batches. The host waits for the device once, where it reads the losses and the norm.
+ * Collective over the world. */
+mc_status mt_optimizer_step(mt_optimizer *o, double lr, double decoupled_lr, double weight_decay, int n_micro,
                             mt_step_result *result_out) MC_MUST_CHECK;
+/* The operators of a step, for the plan of their workspace. */
+mc_status mt_optimizer_dry_run(mt_optimizer *o) MC_MUST_CHECK;
 
 #ifdef __cplusplus
 }

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "megac/base/alloc.h"
+#include "megac/base/half.h"
 #include "megac/base/rng.h"
 
 enum { ROW_ALIGN_ELEMS = 64, INIT_CHUNK_ELEMS = 1 << 16, OUTER_STREAM = 0xffff00 };
@@ -316,8 +317,23 @@ static void init_run(const mt_param *r, uint32_t seed, int64_t first, int64_t co
     }
 }
 
+/* The same into a slab of any float type, from its element `at` on. */
+static void init_elems(const mt_param *r, uint32_t seed, int64_t first, int64_t count, mc_tensor slab, int64_t at,
+                       float *buffer)
+{
+    for (int64_t done = 0; done < count; done += INIT_CHUNK_ELEMS) {
+        int64_t n = count - done < INIT_CHUNK_ELEMS ? count - done : INIT_CHUNK_ELEMS;
+        uint16_t *half = (uint16_t *)slab.data + at + done;
+        float *out = slab.dtype == MC_F32 ? (float *)slab.data + at + done : buffer;
+        init_run(r, seed, first + done, n, out);
+        for (int64_t i = 0; slab.dtype != MC_F32 && i < n; i++) {
+            half[i] = slab.dtype == MC_BF16 ? mc_bf16_from_f32(out[i]) : mc_f16_from_f32(out[i]);
+        }
+    }
+}
+
 /* Local rows [begin, end) of a tensor; a 1-D tensor is a column of rows of one element. */
-static void init_rows(const mt_param *r, uint32_t seed, float *local, int64_t begin, int64_t end)
+static void init_rows(const mt_param *r, uint32_t seed, mc_tensor slab, int64_t begin, int64_t end, float *buffer)
 {
     int64_t cols = r->n_dims == 2 ? r->local_dims[1] : 1, global_cols = r->n_dims == 2 ? r->global_dims[1] : 1;
     for (int64_t row = begin; row < end; row++) {
@@ -328,33 +344,34 @@ static void init_rows(const mt_param *r, uint32_t seed, float *local, int64_t be
             int part = row >= r->ranges[0].count;
             global_row = r->ranges[part].begin + row - (part ? r->ranges[0].count : 0);
         }
-        init_run(r, seed, global_row * global_cols + first_col, cols, local + row * cols);
+        init_elems(r, seed, global_row * global_cols + first_col, cols, slab, r->offset + row * cols, buffer);
     }
 }
 
 typedef struct init_job {
     const mt_param *row;
     uint32_t seed;
-    float *local;
+    mc_tensor slab;
     int64_t rows_per_task;
 } init_job;
 
 static void init_task(void *arg, int task, int thread, void *scratch)
 {
     (void)thread;
-    (void)scratch;
     const init_job *job = arg;
     int64_t begin = task * job->rows_per_task, end = begin + job->rows_per_task;
-    init_rows(job->row, job->seed, job->local, begin, end < job->row->local_dims[0] ? end : job->row->local_dims[0]);
+    init_rows(job->row, job->seed, job->slab, begin, end < job->row->local_dims[0] ? end : job->row->local_dims[0],
+              scratch);
 }
 
 void mt_params_init(const mt_params *params, uint32_t seed, mc_tensor slab, mc_pool *pool)
 {
-    MC_ASSERT(slab.dtype == MC_F32);
+    MC_ASSERT(slab.dtype == MC_F32 || slab.dtype == MC_BF16 || slab.dtype == MC_F16);
+    MC_ASSERT(slab.dtype == MC_F32 || mc_pool_scratch_bytes(pool) >= INIT_CHUNK_ELEMS * sizeof(float));
     for (int i = 0; i < params->n_rows; i++) {
         const mt_param *r = &params->rows[i];
         int64_t cols = r->n_dims == 2 ? r->local_dims[1] : 1;
-        init_job job = {r, seed, (float *)slab.data + r->offset, cols < INIT_CHUNK_ELEMS ? INIT_CHUNK_ELEMS / cols : 1};
+        init_job job = {r, seed, slab, cols < INIT_CHUNK_ELEMS ? INIT_CHUNK_ELEMS / cols : 1};
         int64_t tasks = (r->local_dims[0] + job.rows_per_task - 1) / job.rows_per_task;
         mc_pool_run(pool, (int)tasks, init_task, &job);
     }

@@ -107,8 +107,8 @@ int64_t mt_params_count(const mt_model_config *c, bool real_vocab);
 /* View of a row's local tensor in a slab that starts at `slab`; absent (data NULL) for row -1. */
 mc_tensor mt_params_view(const mt_params *params, int row, mc_tensor slab);
 
-/* Writes initial values into the parameter slab: a pure function of (seed, parameter, global element), whatever the
- * layout. */
+/* Writes initial values into the parameter slab (host memory; f32, bf16 or f16, rounded): a pure function of (seed,
+ * parameter, global element), whatever the layout. */
 void mt_params_init(const mt_params *params, uint32_t seed, mc_tensor slab, mc_pool *pool);
 
 #ifdef __cplusplus

@@ -15,6 +15,9 @@ extern "C" {
 typedef struct mt_feed {
     ds_source *source; /* NULL: this run has no such data */
     ds_loader *loader;
+    mc_device *dev; /* that `pinned` belongs to */
+    void *pinned;   /* the loader's batches, on a device that copies them; else NULL */
+    size_t pinned_bytes;
 } mt_feed;
 
 typedef struct mt_run {
@@ -43,6 +46,11 @@ double mt_now(void);
 /* Data of one split by the flags; *source_out is NULL where there is none. `whole`: all of --data-path, not its share.
  */
 mc_status mt_source_open(const mt_options *o, ds_split which, bool whole, ds_source **source_out) MC_MUST_CHECK;
+
+/* Reads ahead from the feed's source (nothing where it has none), into memory that the engine's device copies from. */
+mc_status mt_feed_open(mt_engine *e, mt_feed *feed) MC_MUST_CHECK;
+/* Before the engine is destroyed. */
+void mt_feed_close(mt_feed *feed);
 
 /* Trains until --train-iters, --train-samples, --exit-interval or --exit-duration-in-mins. */
 mc_status mt_loop(mt_run *run, mt_end *end_out) MC_MUST_CHECK;

@@ -1,62 +1,80 @@
 /* What of a run goes into a checkpoint, and back. */
 #include "megac/base/alloc.h"
 #include "megac/train/checkpoint.h"
+#include "megac/train/host_view.h"
 #include "megac/train/run.h"
 
 enum { MAX_KINDS = 3 };
 
-/* The parameter slab and, with an optimizer, its moments. */
-static int list_slabs(const mt_engine *e, bool with_optimizer, const char *prefixes[MAX_KINDS],
-                      mc_tensor slabs[MAX_KINDS])
+/* The slabs of a checkpoint as the host sees them, and their tensors. */
+typedef struct contents {
+    mt_host_view slabs[MAX_KINDS];
+    const char *prefixes[MAX_KINDS];
+    int n_kinds;
+    mt_ckpt_item *items;
+    int n_items;
+} contents;
+
+static mc_status add_slab(contents *c, mt_engine *e, const char *prefix, mc_tensor slab, bool read)
 {
-    int n = 0;
-    prefixes[n] = "model";
-    slabs[n++] = e->stage->param_slab;
-    if (with_optimizer && mc_tensor_present(e->optimizer->m)) {
-        prefixes[n] = "optimizer.exp_avg";
-        slabs[n++] = e->optimizer->m;
-    }
-    if (with_optimizer && mc_tensor_present(e->optimizer->v)) {
-        prefixes[n] = "optimizer.exp_avg_sq";
-        slabs[n++] = e->optimizer->v;
-    }
-    return n;
+    MC_TRY(mt_host_view_open(&c->slabs[c->n_kinds], &e->dev, e->ly.stream, slab, read));
+    c->prefixes[c->n_kinds++] = prefix;
+    return MC_OK;
 }
 
-/* Every tensor of this rank as checkpoint items, freed by the caller. */
-static mc_status list_items(const mt_engine *e, bool with_optimizer, mt_ckpt_item **items_out, int *n_out)
+/* The f32 parameters where there are any, else those that the model computes with; and the optimizer's moments. */
+static mc_status add_slabs(contents *c, mt_engine *e, bool with_optimizer, bool read)
 {
-    const char *prefixes[MAX_KINDS];
-    mc_tensor slabs[MAX_KINDS];
+    const mt_stage *s = e->stage;
+    MC_TRY(add_slab(c, e, "model", mc_tensor_present(s->main_slab) ? s->main_slab : s->param_slab, read));
+    if (with_optimizer && mc_tensor_present(e->optimizer->m)) {
+        MC_TRY(add_slab(c, e, "optimizer.exp_avg", e->optimizer->m, read));
+    }
+    if (with_optimizer && mc_tensor_present(e->optimizer->v)) {
+        MC_TRY(add_slab(c, e, "optimizer.exp_avg_sq", e->optimizer->v, read));
+    }
+    return MC_OK;
+}
+
+static void close_contents(contents *c)
+{
+    for (int i = 0; i < c->n_kinds; i++) {
+        mt_host_view_close(&c->slabs[i]);
+    }
+    mc_free(c->items);
+    *c = (contents){0};
+}
+
+/* Every tensor of this rank as checkpoint items; with `read`, holding the device's values. close_contents in any case.
+ */
+static mc_status open_contents(mt_engine *e, bool with_optimizer, bool read, contents *c)
+{
     const mt_params *p = &e->stage->params;
-    int n_kinds = list_slabs(e, with_optimizer, prefixes, slabs), n = 0;
-    mt_ckpt_item *items;
-    MC_TRY(MC_NEW_N(&items, n_kinds * p->n_rows, "checkpoint items"));
-    for (int k = 0; k < n_kinds; k++) {
+    *c = (contents){0};
+    MC_TRY(add_slabs(c, e, with_optimizer, read));
+    MC_TRY(MC_NEW_N(&c->items, c->n_kinds * p->n_rows, "checkpoint items"));
+    for (int k = 0; k < c->n_kinds; k++) {
         for (int i = 0; i < p->n_rows; i++) {
             bool vocabulary = i == p->outer[MT_WORD_EMBEDDINGS] || i == p->outer[MT_OUTPUT_WEIGHT];
-            items[n++] = (mt_ckpt_item){
-                .prefix = prefixes[k],
+            c->items[c->n_items++] = (mt_ckpt_item){
+                .prefix = c->prefixes[k],
                 .param = &p->rows[i],
-                .local = mt_params_view(p, i, slabs[k]),
+                .local = mt_params_view(p, i, c->slabs[k].host),
                 .valid_rows = vocabulary ? e->setup.model.vocab : 0,
             };
         }
     }
-    *items_out = items;
-    *n_out = n;
     return MC_OK;
 }
 
 mc_status mt_run_save(mt_run *run)
 {
-    mt_ckpt_item *items = NULL;
+    contents c;
     char *config = NULL;
     const ds_info *info = ds_source_first_info(run->train.source);
-    int n_items = 0;
-    mc_status st;
     MC_TRY(mt_options_text(run->o, &config));
-    MC_TRY_GOTO(st, list_items(run->e, !run->o->no_save_optim, &items, &n_items), undo_config);
+    mc_status st = open_contents(run->e, !run->o->no_save_optim, true, &c);
+    MC_TRY_GOTO(st, st, undo_contents);
     mt_ckpt_state state = {
         .iteration = run->iteration,
         .consumed_samples = run->consumed_samples,
@@ -66,7 +84,7 @@ mc_status mt_run_save(mt_run *run)
         .config = config,
         .tokenizer_kind = info ? info->tokenizer_kind : run->o->tokenizer_type,
     };
-    st = mt_checkpoint_save(run->o->save, run->world, &state, items, n_items);
+    st = mt_checkpoint_save(run->o->save, run->world, &state, c.items, c.n_items);
     if (st == MC_OK) {
         run->saved_iteration = run->iteration;
         if (run->metrics.speaks) {
@@ -74,23 +92,25 @@ mc_status mt_run_save(mt_run *run)
             fflush(stdout);
         }
     }
-undo_config:
-    mc_free(items);
+undo_contents:
+    close_contents(&c);
     mc_free(config);
     return st;
 }
 
-static mc_status read_items(mt_checkpoint *ckpt, const mt_engine *e, bool with_optimizer)
+/* What a checkpoint does not have (a padded vocabulary's last rows) keeps its initial value: hence the read. */
+static mc_status read_items(mt_checkpoint *ckpt, mt_engine *e, bool with_optimizer)
 {
-    mt_ckpt_item *items;
-    int n;
-    mc_status st = MC_OK;
-    MC_TRY(list_items(e, with_optimizer, &items, &n));
-    for (int i = 0; i < n && st == MC_OK; i++) {
-        st = mt_checkpoint_read(ckpt, &items[i]);
+    contents c;
+    mc_status st = open_contents(e, with_optimizer, true, &c);
+    for (int i = 0; i < c.n_items && st == MC_OK; i++) {
+        st = mt_checkpoint_read(ckpt, &c.items[i]);
     }
-    mc_free(items);
-    return st;
+    for (int i = 0; i < c.n_kinds && st == MC_OK; i++) {
+        st = mt_host_view_write(&c.slabs[i]);
+    }
+    close_contents(&c);
+    return st == MC_OK ? mt_stage_refresh_params(e->stage) : st;
 }
 
 mc_status mt_engine_load(mt_engine *e, const char *path, int64_t step)

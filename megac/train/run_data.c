@@ -1,4 +1,4 @@
-/* From the data flags to a source. */
+/* From the data flags to a source, and from there to batches. */
 #include "megac/base/log.h"
 #include "megac/train/run.h"
 
@@ -30,4 +30,29 @@ mc_status mt_source_open(const mt_options *o, ds_split which, bool whole, ds_sou
                              : "the datasets name no end-of-document token, or different ones");
     }
     return MC_OK;
+}
+
+mc_status mt_feed_open(mt_engine *e, mt_feed *feed)
+{
+    if (!feed->source) {
+        return MC_OK;
+    }
+    ds_loader_config c = mt_setup_loader(&e->setup, mc_world_job(e->world)->rank, feed->source);
+    if (!e->dev.ops->host_memory) {
+        feed->dev = &e->dev;
+        feed->pinned_bytes = ds_loader_memory_bytes(&c);
+        MC_TRY(e->dev.ops->alloc(&e->dev, MC_MEM_PINNED_HOST, feed->pinned_bytes, "batches read ahead", &feed->pinned));
+        c.memory = feed->pinned;
+    }
+    return ds_loader_create(&c, &feed->loader);
+}
+
+void mt_feed_close(mt_feed *feed)
+{
+    ds_loader_destroy(feed->loader);
+    ds_source_close(feed->source);
+    if (feed->pinned) {
+        feed->dev->ops->free(feed->dev, MC_MEM_PINNED_HOST, feed->pinned, feed->pinned_bytes);
+    }
+    *feed = (mt_feed){0};
 }

@@ -66,6 +66,7 @@ mc_status mt_setup_init(mt_setup *s, const mt_options *o, mt_purpose purpose, in
                         const ds_source *data)
 {
     *s = (mt_setup){.o = o, .purpose = purpose, .world_size = world_size};
+    s->device = strcmp(o->device, "cuda") == 0 ? "cuda" : "cpu";
     mc_status st;
     MC_TRY_GOTO(st,
                 mc_grid_init(world_size, (int)o->tensor_model_parallel_size, (int)o->context_parallel_size, 0,
@@ -177,6 +178,7 @@ mt_memory_request mt_setup_memory(const mt_setup *s, int rank)
         .optimizer = s->optimizer,
         .n_threads = s->n_threads,
         .loader_bytes = loader_bytes(s, rank),
+        .device = s->device,
     };
 }
 

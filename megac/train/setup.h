@@ -27,6 +27,7 @@ typedef struct mt_setup {
     mt_model_config model;
     mt_optimizer_config optimizer;
     int *first_layer, *n_layers; /* of each stage */
+    const char *device;          /* "cpu", "cuda": the name of the device in use or planned for */
 } mt_setup;
 
 /* `data` may be NULL (mock data, or a plan without data: the vocabulary then comes from flags). `local_size`: ranks of

@@ -43,7 +43,7 @@ static void bind_outer(mt_stage *s)
 static mc_tensor take_rows(mt_stage *s, mc_arena *arena)
 {
     int64_t rows = s->sizes.micro_batch * s->c->seq_length;
-    return mc_arena_take_2d(arena, MC_F32, tp_local_rows(&s->x.tp, rows), s->c->hidden);
+    return mc_arena_take_2d(arena, s->c->dtype, tp_local_rows(&s->x.tp, rows), s->c->hidden);
 }
 
 /* The first slot's block activations serve evaluation too, where they live no longer than one block. */
@@ -93,6 +93,7 @@ static mc_status take_io(mt_stage *s)
     }
     if (mt_has_head(&s->place)) {
         s->losses = mc_arena_take_2d(stash, MC_F32, s->sizes.max_micro, rows);
+        s->host_losses = mc_arena_take_2d(&s->arenas->pinned, MC_F32, s->sizes.max_micro, rows);
     }
     return MC_OK;
 }
@@ -125,7 +126,12 @@ mc_status mt_stage_create(const mt_model_config *c, const mt_place *place, const
         .ly = &s->ly, .comm = tp_comm, .scratch = &arenas->scratch, .sequence_parallel = place->sequence_parallel};
     MC_TRY_GOTO(st, mt_params_create(c, place, &s->params), undo_stage);
     MC_TRY_GOTO(st, MC_NEW_N(&s->blocks, place->n_layers, "blocks"), undo_stage);
-    s->param_slab = mc_arena_take_1d(&arenas->params, MC_F32, s->params.slab_elems);
+    s->param_slab = mc_arena_take_1d(&arenas->params, c->dtype, s->params.slab_elems);
+    s->main_slab = s->param_slab;
+    if (c->dtype != MC_F32) {
+        s->main_slab =
+            sizes->n_slots > 0 ? mc_arena_take_1d(&arenas->optimizer, MC_F32, s->params.slab_elems) : (mc_tensor){0};
+    }
     s->grad_slab = mc_arena_take_1d(&arenas->grads, MC_F32, sizes->n_slots > 0 ? s->params.slab_elems : 0);
     bind_blocks(s);
     bind_outer(s);
@@ -152,47 +158,4 @@ void mt_stage_destroy(mt_stage *s)
     mc_free(s->blocks);
     mt_params_destroy(&s->params);
     mc_free(s);
-}
-
-/* Inverse frequency of pair i of `half`, after Llama 3.1's scaling where asked: long wavelengths are stretched by the
- * factor, short ones kept, those between mixed (Llama 3.1 reference: low 1, high 4, original context 8192). */
-static double rope_frequency(const mt_rope_config *r, int64_t i, int64_t half)
-{
-    double f = pow(r->base, -(double)i / (double)half);
-    if (!r->llama3_scaling) {
-        return f;
-    }
-    const double low = 1, high = 4, original = 8192;
-    double wavelength = 6.283185307179586 / f;
-    if (wavelength > original / low) {
-        return f / r->scaling_factor;
-    }
-    if (wavelength < original / high) {
-        return f;
-    }
-    double mix = (original / wavelength - low) / (high - low);
-    return (1 - mix) * f / r->scaling_factor + mix * f;
-}
-
-static void init_rope(mt_stage *s)
-{
-    if (!mc_tensor_present(s->x.rope_cos)) {
-        return;
-    }
-    int64_t half = s->x.rope_cos.dims[1];
-    float *cosines = s->x.rope_cos.data, *sines = s->x.rope_sin.data;
-    for (int64_t i = 0; i < half; i++) {
-        double f = rope_frequency(&s->c->rope, i, half);
-        for (int64_t t = 0; t < s->c->seq_length; t++) {
-            double angle = (double)t / s->c->rope.interpolation_factor * f;
-            cosines[t * half + i] = (float)cos(angle);
-            sines[t * half + i] = (float)sin(angle);
-        }
-    }
-}
-
-void mt_stage_init_values(mt_stage *s, mc_pool *pool)
-{
-    init_rope(s);
-    mt_params_init(&s->params, s->c->seed, s->param_slab, pool);
 }

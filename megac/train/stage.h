@@ -16,7 +16,8 @@ extern "C" {
 
 /* The slabs of a rank, by lifetime. */
 typedef struct mt_arenas {
-    mc_arena params, grads, optimizer, stash, scratch, process;
+    mc_arena params, grads, optimizer, stash, scratch, process; /* device memory */
+    mc_arena pinned;                                            /* host memory that copies to and from the device use */
 } mt_arenas;
 
 typedef struct mt_stage_sizes {
@@ -49,7 +50,9 @@ typedef struct mt_stage {
     mc_device *dev;
     mt_arenas *arenas;
     mt_params params;
-    mc_tensor param_slab, grad_slab; /* 1-D */
+    mc_tensor param_slab, grad_slab; /* 1-D; parameters of type T, gradients f32 */
+    mc_tensor main_slab;             /* f32 parameters that the optimizer updates: param_slab itself where T is f32;
+                                        absent without an optimizer otherwise */
     mt_block *blocks;
     bool grads_clear; /* the gradient slab is all zeros already: the optimizer cleared it in passing */
     tp_embedding embedding;
@@ -59,6 +62,7 @@ typedef struct mt_stage {
     mt_io *io;
     mc_tensor grads[PP_GRAD_BUFFERS]; /* (Rl,C) */
     mc_tensor losses;                 /* (max_micro, R) f32, of the step under way */
+    mc_tensor host_losses;            /* the same, pinned host memory */
     /* What the loop sets for each step. */
     const ds_loader *loader; /* NULL: dry run */
     bool training;
@@ -76,8 +80,15 @@ mc_status mt_stage_create(const mt_model_config *c, const mt_place *place, const
                           mt_stage **stage_out) MC_MUST_CHECK;
 void mt_stage_destroy(mt_stage *stage);
 
-/* Writes the rotary tables and initial parameters (host memory on the CPU). */
-void mt_stage_init_values(mt_stage *stage, mc_pool *pool);
+/* Writes the rotary tables and initial parameters. Waits for the device. */
+mc_status mt_stage_init_values(mt_stage *stage, mc_pool *pool) MC_MUST_CHECK;
+/* Parameters of type T from the f32 ones that the optimizer keeps, after these were read or initialised. */
+mc_status mt_stage_refresh_params(mt_stage *stage) MC_MUST_CHECK;
+
+/* Queues the copy of the losses of the first n_micro micro-batches to the host; nothing on stages without a head. Once
+ * the stream has been waited for, mt_stage_loss_sum is their weighted sum on this rank (0 without a head). */
+mc_status mt_stage_fetch_losses(mt_stage *stage, int n_micro) MC_MUST_CHECK;
+double mt_stage_loss_sum(const mt_stage *stage, int n_micro);
 
 /* For generation: forward of `len` tokens (one sequence) through this stage, from io 0; the caller moves activations
  * between stages. On the last stage *logits_out is (tp, 1, Vl) of the last position. */

@@ -71,12 +71,12 @@ static mc_status head(mt_stage *s, int micro, const mt_io *io, mc_tensor h, mc_t
     mc_arena *scratch = &s->arenas->scratch;
     size_t mark = mc_arena_mark(scratch);
     bool train = mc_tensor_present(dh);
-    mc_tensor n = mc_arena_take_2d(scratch, MC_F32, h.dims[0], h.dims[1]);
+    mc_tensor n = mc_arena_take_2d(scratch, s->c->dtype, h.dims[0], h.dims[1]);
     mc_tensor stats = mc_arena_take_2d(scratch, MC_F32, h.dims[0], 2);
     mc_tensor losses = mc_tensor_flat(mc_tensor_slice(s->losses, 0, micro, 1));
     mc_tensor dn = {0};
     if (train) {
-        dn = mc_arena_take_2d(scratch, MC_F32, h.dims[0], h.dims[1]);
+        dn = mc_arena_take_2d(scratch, s->c->dtype, h.dims[0], h.dims[1]);
     }
     ly_norm_fwd norm = final_norm(s, h, n, stats);
     MC_TRY(s->ly.ops->norm_fwd(&s->ly, &norm));
@@ -212,7 +212,7 @@ mc_status mt_stage_forward_tokens(mt_stage *s, int64_t len, mc_tensor *logits_ou
     }
     MC_TRY(tp_gather(&s->x.tp, h_out, &full));
     mc_tensor last = mc_tensor_slice(full, 0, len - 1, 1);
-    mc_tensor n = mc_arena_take_2d(scratch, MC_F32, 1, s->c->hidden);
+    mc_tensor n = mc_arena_take_2d(scratch, s->c->dtype, 1, s->c->hidden);
     ly_norm_fwd norm = final_norm(s, last, n, mc_arena_take_2d(scratch, MC_F32, 1, 2));
     MC_TRY(s->ly.ops->norm_fwd(&s->ly, &norm));
     return tp_head_logits(&s->x.tp, &s->head, n, logits_out);

@@ -3,6 +3,7 @@
 #define TESTS_BASE_RANKS_H
 
 #include "megac/base/comm.h"
+#include "megac/base/half.h"
 #include "megac/base/world.h"
 #include "tests/unit.h"
 
@@ -22,6 +23,10 @@ static inline void ranks_put(mc_dtype dtype, void *data, size_t i, double value)
         ((float *)data)[i] = (float)value;
     } else if (dtype == MC_F64) {
         ((double *)data)[i] = value;
+    } else if (dtype == MC_BF16) {
+        ((uint16_t *)data)[i] = mc_bf16_from_f32((float)value);
+    } else if (dtype == MC_F16) {
+        ((uint16_t *)data)[i] = mc_f16_from_f32((float)value);
     } else {
         ((int32_t *)data)[i] = (int32_t)(value * 1000.0);
     }
@@ -48,10 +53,31 @@ static inline void ranks_fold(mc_dtype dtype, mc_reduce op, void *acc, const voi
     }
 }
 
+/* The 16-bit types are reduced in f32 and rounded once. */
+static inline void ranks_reduced_half(mc_dtype dtype, mc_reduce op, int size, size_t i, int k, void *out)
+{
+    float acc = 0;
+    for (int m = 0; m < size; m++) {
+        uint16_t bits;
+        ranks_put(dtype, &bits, 0, ranks_value(m, i, k));
+        float x = dtype == MC_BF16 ? mc_f32_from_bf16(bits) : mc_f32_from_f16(bits);
+        if (m == 0) {
+            acc = x;
+        } else {
+            ranks_fold(MC_F32, op, &acc, &x);
+        }
+    }
+    ranks_put(dtype, out, 0, acc);
+}
+
 /* Element i of the reduction over `size` members, in rank order. */
 static inline void ranks_reduced(mc_dtype dtype, mc_reduce op, int size, size_t i, int k, void *out)
 {
     double x;
+    if (dtype == MC_BF16 || dtype == MC_F16) {
+        ranks_reduced_half(dtype, op, size, i, k, out);
+        return;
+    }
     ranks_put(dtype, out, 0, ranks_value(0, i, k));
     for (int m = 1; m < size; m++) {
         ranks_put(dtype, &x, 0, ranks_value(m, i, k));

@@ -1,5 +1,6 @@
 /* Every operation of the communicators, run by `tests/ranks N`: all groups, kinds of memory and sizes against sums made
- * here, bit for bit. Twice: through shared memory, and with MEGAC_NO_SHM=1 through messages. */
+ * here, bit for bit. Through shared memory, with MEGAC_NO_SHM=1 through messages, and with the argument "staged" as a
+ * device's communicators over the host's. */
 #include <math.h>
 
 #include "megac/base/alloc.h"
@@ -15,6 +16,9 @@ static struct {
     const mc_job *job;
     mc_comm groups[N_GROUPS];
     int n_groups;
+    bool staged; /* groups[i] run over host[i] */
+    mc_comm host[N_GROUPS];
+    mc_device dev;
     unsigned char *mapped[2], *plain[2]; /* in, out: room for BIG doubles' worth of a float gather */
     size_t bytes;
     int k; /* number of the operation: other data each time */
@@ -136,8 +140,8 @@ static void every_operation(const mc_comm *c, size_t n, memory mem, bool in_plac
     all_gather(c, n, mem, in_place);
     broadcast(c, n, mem, c->size - 1);
     if (n <= 5000) {
-        static const mc_dtype dtypes[] = {MC_F32, MC_F64, MC_I32};
-        for (int d = 0; d < 3; d++) {
+        static const mc_dtype dtypes[] = {MC_F32, MC_F64, MC_I32, MC_BF16, MC_F16};
+        for (int d = 0; d < 5; d++) {
             all_reduce(c, dtypes[d], MC_MAX, n, mem, in_place);
             all_reduce(c, dtypes[d], MC_MIN, n, mem, in_place);
             all_reduce(c, dtypes[d], MC_SUM, n, mem, in_place);
@@ -347,6 +351,15 @@ static void make_groups(void)
     assert_int_equal(t.groups[t.n_groups++].size, t.job->rank == 0 ? 1 : size - 1);
 }
 
+static void stage_groups(void)
+{
+    RANKS_OK(mc_device_open("cpu", 0, &t.dev));
+    for (int g = 0; g < t.n_groups; g++) {
+        t.host[g] = t.groups[g];
+        RANKS_OK(mc_comm_staged(&t.dev, &t.host[g], (mc_stream){0}, &t.groups[g]));
+    }
+}
+
 static int open_all(void **state)
 {
     (void)state;
@@ -367,14 +380,22 @@ static int open_all(void **state)
         t.plain[i] = p;
     }
     make_groups();
+    if (t.staged) {
+        stage_groups();
+    }
     return 0;
 }
 
 static int close_all(void **state)
 {
     (void)state;
-    for (int g = 1; g < t.n_groups; g++) {
-        mc_comm_destroy(&t.groups[g]);
+    for (int g = 0; g < t.n_groups; g++) {
+        if (g > 0 || t.staged) { /* group 0 is the world's own */
+            mc_comm_destroy(&t.groups[g]);
+        }
+        if (g > 0 && t.staged) {
+            mc_comm_destroy(&t.host[g]);
+        }
     }
     mc_free(t.plain[0]);
     mc_free(t.plain[1]);
@@ -383,8 +404,9 @@ static int close_all(void **state)
     return 0;
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
+    t.staged = argc > 1 && strcmp(argv[1], "staged") == 0;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_operations),       cmocka_unit_test(test_overlap),
         cmocka_unit_test(test_send_receive),     cmocka_unit_test(test_sends_that_cross),

@@ -76,10 +76,10 @@ static void test_bad_arguments(void **state)
     mc_request req;
     mc_tensor t = f32(data, 32), strided = mc_tensor_2d(data, MC_F32, 4, 8), none = {0};
     strided = mc_tensor_slice(strided, 1, 0, 4);
-    mc_tensor half = mc_tensor_1d(data, MC_BF16, 32);
+    mc_tensor bytes = mc_tensor_1d(data, MC_U8, 32);
     EXPECT("INVALID", "all_reduce of tp: in is not contiguous", mc_comm_all_reduce(&c, strided, strided, MC_SUM));
     EXPECT("INVALID", "all_reduce of tp: in is no tensor", mc_comm_all_reduce(&c, none, t, MC_SUM));
-    EXPECT("UNSUPPORTED", "cannot reduce bf16", mc_comm_all_reduce(&c, half, half, MC_SUM));
+    EXPECT("UNSUPPORTED", "cannot reduce u8", mc_comm_all_reduce(&c, bytes, bytes, MC_SUM));
     EXPECT("INVALID", "differ in shape or type", mc_comm_all_reduce(&c, t, f32(other, 31), MC_SUM));
     EXPECT("INVALID", "unknown reduction 7", mc_comm_all_reduce(&c, t, t, (mc_reduce)7));
     EXPECT("INVALID", "4 parts", mc_comm_all_gather(&c, t, f32(other, 32)));
@@ -87,7 +87,7 @@ static void test_bad_arguments(void **state)
     EXPECT("INVALID", "4 parts",
            mc_comm_all_gather(&c, mc_tensor_2d(data, MC_F32, 1, 4), mc_tensor_2d(other, MC_F32, 4, 5)));
     EXPECT("INVALID", "4 parts", mc_comm_reduce_scatter(&c, t, f32(other, 9)));
-    EXPECT("UNSUPPORTED", "cannot reduce bf16", mc_comm_reduce_scatter(&c, half, mc_tensor_1d(other, MC_BF16, 8)));
+    EXPECT("UNSUPPORTED", "cannot reduce u8", mc_comm_reduce_scatter(&c, bytes, mc_tensor_1d(other, MC_U8, 8)));
     EXPECT("INVALID", "no rank 4 among 4", mc_comm_broadcast(&c, t, 4));
     EXPECT("INVALID", "no other rank 1 among 4", mc_comm_send_begin(&c, t, 1, &req));
     EXPECT("INVALID", "no other rank -1 among 4", mc_comm_recv_begin(&c, t, -1, &req));

@@ -83,7 +83,7 @@ undo_all:
 
 static mc_status one_step(mt_run *run, const char *prefix)
 {
-    double weight;
+    double weight, loss;
     pp_stats stats;
     MC_TRY(mt_source_open(run->o, DS_TRAIN, false, &run->train.source));
     MC_TRY(mt_engine_create(run->o, MT_FOR_TRAINING, run->world, run->train.source, &run->e));
@@ -100,7 +100,8 @@ static mc_status one_step(mt_run *run, const char *prefix)
     MC_TRY(write_slab(prefix, "params", &e->stage->params, e->stage->param_slab));
     MC_TRY(write_slab(prefix, "grads", &e->stage->params, e->stage->grad_slab));
     MC_TRY(write_batch(prefix, run, n_micro));
-    printf("%.17g\n", mt_engine_loss_sum(e, n_micro) / weight);
+    MC_TRY(mt_engine_loss_sum(e, n_micro, &loss));
+    printf("%.17g\n", loss / weight);
     return MC_OK;
 }
 

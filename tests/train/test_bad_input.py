@@ -64,7 +64,7 @@ FLAGS = {
     "layers do not divide by stages": (change("--pipeline-model-parallel-size", "3"), ["3"]),
     "more ranks than started": ([*GOOD, "--tp", "2"], ["2"]),
     "context parallelism": ([*GOOD, "--cp", "2"], ["2"]),
-    "bf16": ([*GOOD, "--bf16"], ["--bf16"]),
+    "fp16": ([*GOOD, "--fp16"], ["--fp16"]),
     "fp16": ([*GOOD, "--fp16"], ["--fp16"]),
     "distributed optimizer": ([*GOOD, "--use-distributed-optimizer"], ["--use-distributed-optimizer"]),
     "recompute": ([*GOOD, "--recompute-granularity", "full"], ["--recompute-granularity"]),

@@ -96,8 +96,7 @@ static void run_one(mt_engine *e, ds_loader *loader, uint64_t first, int n_micro
     assert_int_equal(e->arenas.scratch.used_bytes, 0);
     if (training) {
         assert_int_equal(stats.peak_live, 1); /* 1F1B on one stage */
-        assert_int_equal(mt_optimizer_step(e->optimizer, 1e-3, 1e-3, 0.1, mt_engine_loss_sum(e, n_micro), &result),
-                         MC_OK);
+        assert_int_equal(mt_optimizer_step(e->optimizer, 1e-3, 1e-3, 0.1, n_micro, &result), MC_OK);
         assert_false(result.skipped);
         assert_int_equal(e->arenas.scratch.used_bytes, 0);
     }
@@ -124,6 +123,7 @@ static void check_steps(const char *flags)
     assert_int_equal(e->arenas.optimizer.peak_bytes, plan->optimizer);
     assert_int_equal(e->arenas.stash.peak_bytes, plan->stash);
     assert_int_equal(e->arenas.process.peak_bytes, plan->process);
+    assert_int_equal(e->arenas.pinned.peak_bytes, plan->pinned);
     mt_engine_destroy(e);
     close_fixture(&f);
 }
