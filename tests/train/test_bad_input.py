@@ -64,6 +64,7 @@ FLAGS = {
     "layers do not divide by stages": (change("--pipeline-model-parallel-size", "3"), ["3"]),
     "more ranks than started": ([*GOOD, "--tp", "2"], ["2"]),
     "context parallelism": ([*GOOD, "--cp", "2"], ["2"]),
+    "fp32 residual in bf16": ([*GOOD, "--bf16", "--fp32-residual-connection"], ["--fp32-residual-connection"]),
     "fp16": ([*GOOD, "--fp16"], ["--fp16"]),
     "bf16 on the CPU": ([*GOOD, "--bf16", "--device", "cpu"], ["--bf16", "--device cuda"]),
     "fp16": ([*GOOD, "--fp16"], ["--fp16"]),
