@@ -20,8 +20,7 @@
 enum { DELTA_LANES = 8, DELTA_THREADS = 256, DELTA_ROWS = DELTA_THREADS / DELTA_LANES };
 
 template <class T>
-__global__ void __launch_bounds__(DELTA_THREADS)
-    bwd_delta(float *delta, const T *out, const T *dout, ly_at_call c, ly_at_strides dout_strides)
+__global__ void __launch_bounds__(DELTA_THREADS) bwd_delta(float *delta, const T *out, const T *dout, ly_at_call c)
 {
     enum { N = ly_vec<T>::N };
     int n_blocks = (c.T + DELTA_ROWS - 1) / DELTA_ROWS, lane = threadIdx.x % DELTA_LANES;
@@ -30,7 +29,7 @@ __global__ void __launch_bounds__(DELTA_THREADS)
     float sum = 0.0f;
     if (t < c.T) {
         const T *x = ly_at_head(out, c.out, c, at, at.j) + t * c.out.row;
-        const T *y = ly_at_head(dout, dout_strides, c, at, at.j) + t * dout_strides.row;
+        const T *y = ly_at_head(dout, c.dout, c, at, at.j) + t * c.dout.row;
         if (c.vectors) {
             for (int col = lane * N; col < c.H; col += DELTA_LANES * N) {
                 ly_vec<T> u = ly_load(x + col), v = ly_load(y + col);
@@ -55,47 +54,81 @@ __global__ void __launch_bounds__(DELTA_THREADS)
 
 /* --- launchers --- */
 
-/* Both kernels of one kind; `dkv_shared`, `dq_shared` in bytes. */
-#define LY_I_LAUNCH_BOTH(dkv_kernel, dkv_rows, dkv_threads, dkv_shared, dq_kernel, dq_rows, dq_threads, dq_shared) \
-    do {                                                                                                           \
-        cudaStream_t stream = (cudaStream_t)cx->stream.handle;                                                     \
-        const T *q = (const T *)a->q.data, *k = (const T *)a->k.data, *v = (const T *)a->v.data;                   \
-        const T *dout = (const T *)a->dout.data;                                                                   \
-        const float *lse = (const float *)a->lse.data, *delta = (const float *)a->delta.data;                      \
-        const cudaFuncAttribute limit = cudaFuncAttributeMaxDynamicSharedMemorySize;                               \
-        int error = (int)cudaFuncSetAttribute(dkv_kernel, limit, dkv_shared);                                      \
-        error = error != 0 ? error : (int)cudaFuncSetAttribute(dq_kernel, limit, dq_shared);                       \
-        if (error != 0) {                                                                                          \
-            return error;                                                                                          \
-        }                                                                                                          \
-        LY_LAUNCH(dkv_kernel, ly_at_grid(c, c.G, dkv_rows), dkv_threads, dkv_shared, stream, (T *)a->dk.data,      \
-                  (T *)a->dv.data, q, k, v, dout, lse, delta, c, ds);                                              \
-        error = ly_launched();                                                                                     \
-        if (error != 0) {                                                                                          \
-            return error;                                                                                          \
-        }                                                                                                          \
-        LY_LAUNCH(dq_kernel, ly_at_grid(c, (int64_t)c.G *c.r, dq_rows), dq_threads, dq_shared, stream,             \
-                  (T *)a->dq.data, q, k, v, dout, lse, delta, c, ds);                                              \
-        return ly_launched();                                                                                      \
-    } while (0)
-
-template <class T, int HP>
-static int bwd_launch_mma(const ly_ctx *cx, const ly_attention_bwd *a, const ly_at_call &c, const ly_at_strides &ds)
+template <class T, int HP> static int launch_dkv_mma(const ly_ctx *cx, const ly_attention_bwd *a, const ly_at_call &c)
 {
-    typedef dkv_tile<HP> kv;
-    typedef dq_tile<HP> q_;
-    LY_I_LAUNCH_BOTH((bwd_dkv_mma<T, HP>), kv::KEYS, (int)kv::THREADS,
-                     (int)(kv::SHARED_ELEMS * sizeof(T) + kv::SHARED_FLOATS * sizeof(float)), (bwd_dq_mma<T, HP>),
-                     q_::QUERIES, (int)q_::THREADS, (int)(q_::SHARED_ELEMS * sizeof(T)));
+    typedef dkv_tile<HP> tile;
+    constexpr int shared = (int)(tile::SHARED_ELEMS * sizeof(T) + tile::SHARED_FLOATS * sizeof(float));
+    static_assert(shared <= LY_AT_SHARED_BYTES, "the tiles of a block do not fit");
+    int error = (int)cudaFuncSetAttribute(bwd_dkv_mma<T, HP>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+    if (error != 0) {
+        return error;
+    }
+    LY_LAUNCH((bwd_dkv_mma<T, HP>), ly_at_grid(c, c.G, tile::KEYS), (int)tile::THREADS, shared,
+              (cudaStream_t)cx->stream.handle, (T *)a->dk.data, (T *)a->dv.data, (const T *)a->q.data,
+              (const T *)a->k.data, (const T *)a->v.data, (const T *)a->dout.data, (const float *)a->lse.data,
+              (const float *)a->delta.data, c);
+    return ly_launched();
 }
 
-template <class T, int CC>
-static int bwd_launch_fma(const ly_ctx *cx, const ly_attention_bwd *a, const ly_at_call &c, const ly_at_strides &ds)
+template <class T, int HP> static int launch_dq_mma(const ly_ctx *cx, const ly_attention_bwd *a, const ly_at_call &c)
 {
-    typedef dkv_fma_tile<CC> kv;
-    typedef dq_fma_tile<CC> q_;
-    LY_I_LAUNCH_BOTH((bwd_dkv_fma<T, CC>), kv::KEYS, (int)LY_FMA_THREADS, (int)(kv::SHARED_FLOATS * sizeof(float)),
-                     (bwd_dq_fma<T, CC>), q_::QUERIES, (int)LY_FMA_THREADS, (int)(q_::SHARED_FLOATS * sizeof(float)));
+    typedef dq_tile<HP> tile;
+    constexpr int shared = (int)(tile::SHARED_ELEMS * sizeof(T));
+    static_assert(shared <= LY_AT_SHARED_BYTES, "the tiles of a block do not fit");
+    int error = (int)cudaFuncSetAttribute(bwd_dq_mma<T, HP>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+    if (error != 0) {
+        return error;
+    }
+    LY_LAUNCH((bwd_dq_mma<T, HP>), ly_at_grid(c, (int64_t)c.G * c.r, tile::QUERIES), (int)tile::THREADS, shared,
+              (cudaStream_t)cx->stream.handle, (T *)a->dq.data, (const T *)a->q.data, (const T *)a->k.data,
+              (const T *)a->v.data, (const T *)a->dout.data, (const float *)a->lse.data, (const float *)a->delta.data,
+              c);
+    return ly_launched();
+}
+
+template <class T, int CC> static int launch_dkv_fma(const ly_ctx *cx, const ly_attention_bwd *a, const ly_at_call &c)
+{
+    typedef dkv_fma_tile<CC> tile;
+    constexpr int shared = (int)(tile::SHARED_FLOATS * sizeof(float));
+    static_assert(shared <= LY_AT_SHARED_BYTES, "the tiles of a block do not fit");
+    int error = (int)cudaFuncSetAttribute(bwd_dkv_fma<T, CC>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+    if (error != 0) {
+        return error;
+    }
+    LY_LAUNCH((bwd_dkv_fma<T, CC>), ly_at_grid(c, c.G, tile::KEYS), (int)LY_FMA_THREADS, shared,
+              (cudaStream_t)cx->stream.handle, (T *)a->dk.data, (T *)a->dv.data, (const T *)a->q.data,
+              (const T *)a->k.data, (const T *)a->v.data, (const T *)a->dout.data, (const float *)a->lse.data,
+              (const float *)a->delta.data, c);
+    return ly_launched();
+}
+
+template <class T, int CC> static int launch_dq_fma(const ly_ctx *cx, const ly_attention_bwd *a, const ly_at_call &c)
+{
+    typedef dq_fma_tile<CC> tile;
+    constexpr int shared = (int)(tile::SHARED_FLOATS * sizeof(float));
+    static_assert(shared <= LY_AT_SHARED_BYTES, "the tiles of a block do not fit");
+    int error = (int)cudaFuncSetAttribute(bwd_dq_fma<T, CC>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+    if (error != 0) {
+        return error;
+    }
+    LY_LAUNCH((bwd_dq_fma<T, CC>), ly_at_grid(c, (int64_t)c.G * c.r, tile::QUERIES), (int)LY_FMA_THREADS, shared,
+              (cudaStream_t)cx->stream.handle, (T *)a->dq.data, (const T *)a->q.data, (const T *)a->k.data,
+              (const T *)a->v.data, (const T *)a->dout.data, (const float *)a->lse.data, (const float *)a->delta.data,
+              c);
+    return ly_launched();
+}
+
+/* dK and dV, then dQ. */
+template <class T, int HP> static int bwd_launch_mma(const ly_ctx *cx, const ly_attention_bwd *a, const ly_at_call &c)
+{
+    int error = launch_dkv_mma<T, HP>(cx, a, c);
+    return error != 0 ? error : launch_dq_mma<T, HP>(cx, a, c);
+}
+
+template <class T, int CC> static int bwd_launch_fma(const ly_ctx *cx, const ly_attention_bwd *a, const ly_at_call &c)
+{
+    int error = launch_dkv_fma<T, CC>(cx, a, c);
+    return error != 0 ? error : launch_dq_fma<T, CC>(cx, a, c);
 }
 
 template <class T> static int bwd_launch(const ly_ctx *cx, const ly_attention_bwd *a)
@@ -106,36 +139,36 @@ template <class T> static int bwd_launch(const ly_ctx *cx, const ly_attention_bw
     ly_at_check_view(a->dk, a->q, 1);
     ly_at_check_view(a->dv, a->q, 1);
     ly_at_check_rows(a->delta, a->q);
+    c.dout = ly_at_strides_of(a->dout);
     c.dq = ly_at_strides_of(a->dq);
     c.dk = ly_at_strides_of(a->dk);
     c.dv = ly_at_strides_of(a->dv);
     c.vectors =
         c.vectors && ly_at_vectors(a->dout) && ly_at_vectors(a->dq) && ly_at_vectors(a->dk) && ly_at_vectors(a->dv);
-    ly_at_strides ds = ly_at_strides_of(a->dout);
     LY_LAUNCH((bwd_delta<T>), ly_at_grid(c, (int64_t)c.G * c.r, DELTA_ROWS), (int)DELTA_THREADS, 0,
               (cudaStream_t)cx->stream.handle, (float *)a->delta.data, (const T *)a->out.data, (const T *)a->dout.data,
-              c, ds);
+              c);
     int error = ly_launched();
     if (error != 0) {
         return error;
     }
     if constexpr (sizeof(T) == 2) {
-#define LY_I_SIZE(HP)                               \
-    if (c.vectors && c.H <= HP) {                   \
-        return bwd_launch_mma<T, HP>(cx, a, c, ds); \
+#define LY_I_SIZE(HP)                           \
+    if (c.vectors && c.H <= HP) {               \
+        return bwd_launch_mma<T, HP>(cx, a, c); \
     }
         LY_AT_HEAD_SIZES(LY_I_SIZE)
 #undef LY_I_SIZE
     }
     switch ((c.H + 63) / 64) {
     case 1:
-        return bwd_launch_fma<T, 1>(cx, a, c, ds);
+        return bwd_launch_fma<T, 1>(cx, a, c);
     case 2:
-        return bwd_launch_fma<T, 2>(cx, a, c, ds);
+        return bwd_launch_fma<T, 2>(cx, a, c);
     case 3:
-        return bwd_launch_fma<T, 3>(cx, a, c, ds);
+        return bwd_launch_fma<T, 3>(cx, a, c);
     default:
-        return bwd_launch_fma<T, 4>(cx, a, c, ds);
+        return bwd_launch_fma<T, 4>(cx, a, c);
     }
 }
 

@@ -305,7 +305,8 @@ __global__ void __launch_bounds__(LY_FMA_THREADS, CC <= 2 ? 2 : 1)
 template <class T, int HP> static int fwd_launch_mma(const ly_ctx *cx, const ly_attention_fwd *a, const ly_at_call &c)
 {
     typedef fwd_tile<HP> tile;
-    int shared = tile::SHARED_ELEMS * (int)sizeof(T);
+    constexpr int shared = tile::SHARED_ELEMS * (int)sizeof(T);
+    static_assert(shared <= LY_AT_SHARED_BYTES, "the tiles of a block do not fit");
     int error = (int)cudaFuncSetAttribute(fwd_mma<T, HP>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
     if (error != 0) {
         return error;
@@ -319,7 +320,8 @@ template <class T, int HP> static int fwd_launch_mma(const ly_ctx *cx, const ly_
 template <class T, int CC> static int fwd_launch_fma(const ly_ctx *cx, const ly_attention_fwd *a, const ly_at_call &c)
 {
     typedef fwd_fma_tile<CC> tile;
-    int shared = tile::SHARED_FLOATS * (int)sizeof(float);
+    constexpr int shared = tile::SHARED_FLOATS * (int)sizeof(float);
+    static_assert(shared <= LY_AT_SHARED_BYTES, "the tiles of a block do not fit");
     int error = (int)cudaFuncSetAttribute(fwd_fma<T, CC>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
     if (error != 0) {
         return error;

@@ -4,6 +4,7 @@
 #include "layers/cuda/context_cuda.h"
 #include "layers/cuda/kernels.h"
 #include "megac/base/alloc.h"
+#include "megac/base/comm_nccl.h"
 #include "megac/base/log.h"
 
 /* What megac/base/device.c looks for. */
@@ -117,5 +118,6 @@ const mc_device_ops mc_device_cuda = {
     .event_wait = mc_cuda_event_wait,
     .event_sync = mc_cuda_event_sync,
     .describe = mc_cuda_describe,
+    .comm_create = mc_nccl_create,
     .operators = &ly_i_ops_cuda,
 };

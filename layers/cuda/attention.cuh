@@ -15,6 +15,9 @@
 /* Below any score, and finite, so that differences are never NaN: the maximum of a query that has seen no key. */
 #define LY_AT_NO_SCORE (-1e30f)
 
+/* Shared memory that one block may have on every GPU from sm_80 on. */
+enum { LY_AT_SHARED_BYTES = 163 << 10 };
+
 /* Strides in elements of a view (R, G, r, H); the last is 1. */
 struct ly_at_strides {
     int64_t row, group, head;
@@ -26,11 +29,11 @@ struct ly_at_call {
     int samples;
     int window; /* keys further back are not seen; T: no limit */
     float scale;
-    ly_at_strides q, k, v, out; /* out: also of dout */
-    ly_at_strides dq, dk, dv;   /* backward */
-    bool vectors;               /* all rows may be accessed by 16 bytes */
-    bool drops;                 /* dropout is on; the rest is its */
-    float keep_scale;           /* 1 / (1 - p); 1 without dropout */
+    ly_at_strides q, k, v, out;
+    ly_at_strides dout, dq, dk, dv; /* backward */
+    bool vectors;                   /* all rows may be accessed by 16 bytes */
+    bool drops;                     /* dropout is on; the rest is its */
+    float keep_scale;               /* 1 / (1 - p); 1 without dropout */
     uint32_t seed, stream, threshold;
     uint64_t sample0, head0;
 };

@@ -20,7 +20,7 @@ template <int CC> struct dq_fma_tile {
 template <class T, int CC>
 __global__ void __launch_bounds__(LY_FMA_THREADS, CC == 1 ? 2 : 1)
     bwd_dq_fma(T *dq, const T *q, const T *k, const T *v, const T *dout, const float *lse, const float *delta,
-               ly_at_call c, ly_at_strides dout_strides)
+               ly_at_call c)
 {
     typedef dq_fma_tile<CC> tile;
     LY_SHARED_DYN(float, queries);
@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(LY_FMA_THREADS, CC == 1 ? 2 : 1)
         factor[i] = c.scale;
     }
     ly_fma_load<T, CC, tile::QUERIES>(queries, ly_at_head(q, c.q, c, at, at.j), c.q.row, q0, c);
-    ly_fma_load<T, CC, tile::QUERIES>(douts, ly_at_head(dout, dout_strides, c, at, at.j), dout_strides.row, q0, c);
+    ly_fma_load<T, CC, tile::QUERIES>(douts, ly_at_head(dout, c.dout, c, at, at.j), c.dout.row, q0, c);
     for (int k0 = first; k0 < end; k0 += tile::KEYS) {
         float s[tile::RI][tile::RJ], dp[tile::RI][tile::RJ];
         __syncthreads(); /* the last round is done with keys and values */
@@ -83,7 +83,7 @@ template <int CC> struct dkv_fma_tile {
 template <class T, int CC>
 __global__ void __launch_bounds__(LY_FMA_THREADS, CC == 1 ? 2 : 1)
     bwd_dkv_fma(T *dk, T *dv, const T *q, const T *k, const T *v, const T *dout, const float *lse, const float *delta,
-                ly_at_call c, ly_at_strides dout_strides)
+                ly_at_call c)
 {
     typedef dkv_fma_tile<CC> tile;
     LY_SHARED_DYN(float, keys);
@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(LY_FMA_THREADS, CC == 1 ? 2 : 1)
         }
         __syncthreads(); /* the last round is done with queries and dO */
         ly_fma_load<T, CC, tile::QUERIES>(queries, ly_at_head(q, c.q, c, at, j), c.q.row, q0, c);
-        ly_fma_load<T, CC, tile::QUERIES>(douts, ly_at_head(dout, dout_strides, c, at, j), dout_strides.row, q0, c);
+        ly_fma_load<T, CC, tile::QUERIES>(douts, ly_at_head(dout, c.dout, c, at, j), c.dout.row, q0, c);
         __syncthreads();
         uint32_t kept = c.drops ? ly_fma_kept<tile::RI, tile::RJ, true>(ly_at_drop_of(c, at, j), k0, q0) : ~0u;
         ly_fma_scores<CC>(s, keys, queries, c.H);

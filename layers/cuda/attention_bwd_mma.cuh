@@ -49,7 +49,7 @@ __device__ __forceinline__ void dq_scores(float (&s)[MT][NT][4], const float (&d
 template <class T, int HP>
 __global__ void __launch_bounds__(dq_tile<HP>::THREADS)
     bwd_dq_mma(T *dq, const T *q, const T *k, const T *v, const T *dout, const float *lse, const float *delta,
-               ly_at_call c, ly_at_strides dout_strides)
+               ly_at_call c)
 {
     typedef dq_tile<HP> tile;
     LY_SHARED_DYN(T, queries);
@@ -62,8 +62,7 @@ __global__ void __launch_bounds__(dq_tile<HP>::THREADS)
     ly_at_drop drop = ly_at_drop_of(c, at, at.j);
 
     ly_at_load<T, HP, tile::QUERIES, tile::THREADS>(queries, ly_at_head(q, c.q, c, at, at.j), c.q.row, q0, c);
-    ly_at_load<T, HP, tile::QUERIES, tile::THREADS>(douts, ly_at_head(dout, dout_strides, c, at, at.j),
-                                                    dout_strides.row, q0, c);
+    ly_at_load<T, HP, tile::QUERIES, tile::THREADS>(douts, ly_at_head(dout, c.dout, c, at, at.j), c.dout.row, q0, c);
     ly_at_load<T, HP, tile::KEYS, tile::THREADS>(pairs, k_head, c.k.row, first, c);
     ly_at_load<T, HP, tile::KEYS, tile::THREADS>(pairs + tile::KEYS * ly_at_row<HP>(), v_head, c.v.row, first, c);
     __pipeline_commit();
@@ -181,7 +180,7 @@ __device__ __forceinline__ void dkv_load(T *pair, float *stats, const T *q, int6
 template <class T, int HP>
 __global__ void __launch_bounds__(dkv_tile<HP>::THREADS)
     bwd_dkv_mma(T *dk, T *dv, const T *q, const T *k, const T *v, const T *dout, const float *lse, const float *delta,
-                ly_at_call c, ly_at_strides dout_strides)
+                ly_at_call c)
 {
     typedef dkv_tile<HP> tile;
     LY_SHARED_DYN(T, keys);
@@ -192,12 +191,12 @@ __global__ void __launch_bounds__(dkv_tile<HP>::THREADS)
     ly_at_place at = ly_at_place_of(c, 1, n_blocks, false);
     int k0 = at.block * tile::KEYS, k_warp = k0 + warp_row;
     int first = ly_at_first_query(k0, tile::QUERIES), end = ly_at_end_query(k0, tile::KEYS, c.window, c.T);
-    const T *q_head = ly_at_head(q, c.q, c, at, 0), *dout_head = ly_at_head(dout, dout_strides, c, at, 0);
+    const T *q_head = ly_at_head(q, c.q, c, at, 0), *dout_head = ly_at_head(dout, c.dout, c, at, 0);
     const float *lse_head = lse + ly_at_stats(c, at, 0), *delta_head = delta + ly_at_stats(c, at, 0);
 
     ly_at_load<T, HP, tile::KEYS, tile::THREADS>(keys, ly_at_head(k, c.k, c, at, 0), c.k.row, k0, c);
     ly_at_load<T, HP, tile::KEYS, tile::THREADS>(values, ly_at_head(v, c.v, c, at, 0), c.v.row, k0, c);
-    dkv_load<T, HP, tile::QUERIES, tile::THREADS>(pairs, stats, q_head, c.q.row, dout_head, dout_strides.row, lse_head,
+    dkv_load<T, HP, tile::QUERIES, tile::THREADS>(pairs, stats, q_head, c.q.row, dout_head, c.dout.row, lse_head,
                                                   delta_head, first, c);
     __pipeline_commit();
     float dk_acc[tile::MT][tile::CT][4] = {}, dv_acc[tile::MT][tile::CT][4] = {};
@@ -210,7 +209,7 @@ __global__ void __launch_bounds__(dkv_tile<HP>::THREADS)
         if (next_j < c.r) {
             dkv_load<T, HP, tile::QUERIES, tile::THREADS>(
                 pairs + (buffer ^ 1) * tile::PAIR_ELEMS, stats + (buffer ^ 1) * 2 * tile::QUERIES,
-                q_head + next_j * c.q.head, c.q.row, dout_head + next_j * dout_strides.head, dout_strides.row,
+                q_head + next_j * c.q.head, c.q.row, dout_head + next_j * c.dout.head, c.dout.row,
                 lse_head + (int64_t)next_j * c.T, delta_head + (int64_t)next_j * c.T, next_q0, c);
         }
         __pipeline_commit();

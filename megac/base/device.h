@@ -51,10 +51,10 @@ typedef struct mc_device_ops {
     void (*describe)(mc_device *dev, char *text_out, size_t cap);
     /* (optional) default: ranks of this device exchange tensors through host communicators. Makes a communicator of the
      * device's own between the members of `host`, over which it meets them; its operations follow the work queued on
-     * `stream` and `mc_comm_wait` makes `stream` follow them, without the host waiting. Collective over `host`, which
-     * must outlive it. */
-    mc_status (*comm_create)(mc_device *dev, const struct mc_comm *host, mc_stream stream, double deadline_seconds,
-                             struct mc_comm *comm_out);
+     * `stream` and `mc_comm_wait` makes `stream` follow them, without the host waiting. Without `sends` it can do
+     * collectives only. Collective over `host`, which must outlive it. */
+    mc_status (*comm_create)(mc_device *dev, const struct mc_comm *host, mc_stream stream, bool sends,
+                             double deadline_seconds, struct mc_comm *comm_out);
     /* (optional) default: ly_ops_get("cpu"). The device's `const ly_ops *`. */
     const void *operators;
 } mc_device_ops;

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "megac/base/alloc.h"
+#include "megac/base/comm_nccl.h"
 #include "megac/base/log.h"
 
 enum { MIN_MAJOR = 8, DEVICE_ALIGN = 256 };
@@ -142,6 +143,10 @@ mc_status mc_cuda_open(mc_device *dev, int ordinal)
     }
     MC_TRY(MC_NEW(&c, "CUDA device"));
     mc_status st = read_properties(c, ordinal);
+    if (st == MC_OK) {
+        st = mc_cuda_check_at(__FILE__, __LINE__, cudaEventCreateWithFlags(&c->reached, cudaEventDisableTiming),
+                              "cudaEventCreateWithFlags");
+    }
     if (st != MC_OK) {
         mc_free(c);
         return st;
@@ -152,7 +157,9 @@ mc_status mc_cuda_open(mc_device *dev, int ordinal)
 
 void mc_cuda_close(mc_device *dev)
 {
-    mc_free(dev->impl);
+    mc_cuda *c = dev->impl;
+    note(cudaEventDestroy(c->reached), "cudaEventDestroy");
+    mc_free(c);
     dev->impl = NULL;
 }
 
@@ -252,7 +259,11 @@ void mc_cuda_stream_destroy(mc_device *dev, mc_stream stream)
 
 mc_status mc_cuda_stream_sync(mc_device *dev, mc_stream stream)
 {
-    (void)dev;
+    mc_cuda *c = dev->impl;
+    if (c->groups) { /* a rank that does not come must not hang this one */
+        MC_CUDA_TRY(cudaEventRecord(c->reached, raw(stream)));
+        return mc_nccl_wait_event(c, c->reached);
+    }
     MC_CUDA_TRY(cudaStreamSynchronize(raw(stream)));
     return MC_OK;
 }
@@ -290,7 +301,10 @@ mc_status mc_cuda_event_wait(mc_device *dev, mc_event event, mc_stream stream)
 
 mc_status mc_cuda_event_sync(mc_device *dev, mc_event event)
 {
-    (void)dev;
+    mc_cuda *c = dev->impl;
+    if (c->groups) {
+        return mc_nccl_wait_event(c, (cudaEvent_t)event.handle);
+    }
     MC_CUDA_TRY(cudaEventSynchronize((cudaEvent_t)event.handle));
     return MC_OK;
 }

@@ -12,7 +12,8 @@
 extern "C" {
 #endif
 
-/* One open device. Used by one thread at a time, like everything that hangs on it. */
+/* One open device. It, and everything that hangs on it, is used by the thread that opened it: cudart's current device
+ * is a thread's. */
 typedef struct mc_cuda {
     int ordinal;      /* cudart's, among the visible devices */
     int n_visible;    /* how many there are */
@@ -20,9 +21,11 @@ typedef struct mc_cuda {
     bool sync_each;   /* MC_SYNC=1 in the environment: every operator waits for its own end, so that a fault names it */
     int major, minor; /* compute capability */
     int n_sms;        /* streaming multiprocessors */
-    size_t total_bytes; /* of device memory */
-    char name[256];     /* "NVIDIA H100 80GB HBM3" */
-    void *operators;    /* ly_cuda (layers/cuda/context_cuda.h), set by layers/module_cuda.c */
+    size_t total_bytes;     /* of device memory */
+    char name[256];         /* "NVIDIA H100 80GB HBM3" */
+    struct mc_nccl *groups; /* the open ones of comm_nccl.c */
+    cudaEvent_t reached;    /* of a stream that the host waits for */
+    void *operators;        /* ly_cuda (layers/cuda/context_cuda.h), set by layers/module_cuda.c */
 } mc_cuda;
 
 /* MC_OK for cudaSuccess; else MC_DEVICE (MC_NOMEM for want of memory) after one line with the call, the error's name

@@ -74,9 +74,11 @@ static void *symbol(const char *library, const char *name)
     return handle ? dlsym(handle, name) : NULL;
 }
 
-void *cuda_module_symbol(const char *name)
+void *cuda_module_symbol(const mc_device *dev, const char *name)
 {
-    return symbol("libmegac_cuda.so", name);
+    Dl_info module; /* wherever it was found */
+    assert_true(dladdr(dev->ops, &module));
+    return symbol(module.dli_fname, name);
 }
 
 void *cuda_standin(const char *name)

@@ -26,8 +26,8 @@ void cuda_memory_free(cuda_device *d, void *ptr, size_t bytes);
 void cuda_copy(cuda_device *d, void *dst, const void *src, size_t bytes);
 void cuda_wait(cuda_device *d);
 
-/* A function of libmegac_cuda.so, once a device has been opened. */
-void *cuda_module_symbol(const char *name);
+/* A function of the module that the open device came from. */
+void *cuda_module_symbol(const mc_device *dev, const char *name);
 
 /* A function of the stand-in runtime (standin/control.h), or NULL on NVIDIA's. */
 void *cuda_standin(const char *name);

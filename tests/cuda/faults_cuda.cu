@@ -1,3 +1,4 @@
+/* The kernels of faults.h: one planted fault each, then sound ones. */
 #include <cuda_pipeline_primitives.h>
 #include <mma.h>
 #include <string.h>

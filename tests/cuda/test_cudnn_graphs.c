@@ -2,7 +2,7 @@
  * make of attention calls, and these need no more workspace than is planned. That the numbers are right is for the
  * stand-in (test_attention_cuda.c) and for a GPU to show.
  *
- * usage: test_cudnn_graphs LIBCUDNN LIBCUDA_STUB
+ * usage: test_cudnn_graphs LIBCUDNN LIBCUDA
  * Exit status 77 (skipped) where cuDNN is older than 9.11, which takes no described devices. */
 #include <dlfcn.h>
 #include <stdio.h>
@@ -46,7 +46,7 @@ static ly_i_cudnn_api api;
 
 static void load_functions(void)
 {
-    /* cuDNN looks for libcuda.so.1, the stub's name for itself: it must be there, and is not used. */
+    /* cuDNN looks for libcuda.so.1: the toolkit's empty one, for linking, has that name too and is never called. */
     void *cuda = dlopen(cuda_path, RTLD_NOW | RTLD_GLOBAL), *cudnn = dlopen(cudnn_path, RTLD_NOW);
     if (!cuda || !cudnn) {
         fail_msg("%s", dlerror());
@@ -208,7 +208,7 @@ static void test_bad_head_size(void **state)
 int main(int argc, char **argv)
 {
     if (argc != 3) {
-        (void)fprintf(stderr, "usage: test_cudnn_graphs LIBCUDNN LIBCUDA_STUB\n");
+        (void)fprintf(stderr, "usage: test_cudnn_graphs LIBCUDNN LIBCUDA\n");
         return 2;
     }
     cudnn_path = argv[1];

@@ -64,7 +64,7 @@ static int open_shared(const void *arg)
         return (int)st;
     }
     mc_cuda *c = dev.impl;
-    mc_status (*own)(const mc_device *, const char *) = cuda_module_symbol("mc_cuda_require_own");
+    mc_status (*own)(const mc_device *, const char *) = cuda_module_symbol(&dev, "mc_cuda_require_own");
     bool right =
         dev.ordinal == ordinal && c->ordinal == ordinal % 2 && c->n_visible == 2 && c->shared == (ordinal >= 2);
     st = own(&dev, "NCCL");
@@ -205,10 +205,11 @@ static int sweep(const char *group, const char *sync, const char *autotune, bool
         child_end end;
         snprintf(fail, sizeof fail, "STANDIN_FAIL=%s:%d", group, n);
         child_run(LIST(fail, sync, autotune), use_all, NULL, &end);
-        if (end.exit_status == MC_OK) {
+        bool absorbed = strstr(end.text, "warning: cuDNN"); /* attention has kernels of its own */
+        if (end.exit_status == MC_OK && !absorbed) {
             return n - 1;
         }
-        if (!right(&end)) {
+        if (!absorbed && !right(&end)) {
             fail_msg("%s: status %d, and it said:\n%s", fail, end.exit_status, end.text);
         }
     }

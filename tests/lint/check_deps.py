@@ -27,7 +27,7 @@ CUDA_FILES = (".cu", ".cuh", "_cuda.c", "_cuda.h", "_cublas.c", "_cudnn.c", "_cu
 # Vendor -> (its headers, endings of the files that may include them).
 VENDORS = {
     "CUDA": (re.compile(r"^(cuda|curand|nvtx|nvToolsExt|cub/|cooperative_groups)"), CUDA_FILES),
-    "cuBLAS": (re.compile(r"^cublas"), ("_cuda.c", "_cublas.c")),
+    "cuBLAS": (re.compile(r"^cublas"), ("_cuda.c", "_cuda.h", "_cublas.c")),
     "cuDNN": (re.compile(r"^cudnn"), ("_cuda.c", "_cudnn.c", "_cudnn.h")),
     "NCCL": (re.compile(r"^nccl"), ("_nccl.c", "_nccl.h")),
     "MPI": (re.compile(r"^mpi(-ext)?\.h$"), ("_mpi.c", "_mpi.h")),

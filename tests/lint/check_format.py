@@ -7,7 +7,7 @@ import sys
 
 from lintlib import Check, missing_tool
 
-TEXT = (".c", ".h", ".cu", ".cuh", ".def", ".py", ".sh", ".md", ".txt", ".yml", ".yaml", ".supp", ".sbatch", "meson.build")
+TEXT = (".c", ".h", ".cpp", ".cu", ".cuh", ".def", ".py", ".sh", ".md", ".txt", ".yml", ".yaml", ".supp", ".sbatch", "meson.build")
 LINE_LENGTH = 120
 
 
@@ -22,7 +22,7 @@ def clang_format():
 
 
 def check_c(check, tool):
-    for path in check.files(".c", ".h", ".cu", ".cuh"):
+    for path in check.files(".c", ".h", ".cpp", ".cu", ".cuh"):
         check.examined += 1
         command = [tool, "--style=file", "--dry-run", "-Werror", str(check.root / path)]
         done = subprocess.run(command, capture_output=True, text=True, cwd=check.root)

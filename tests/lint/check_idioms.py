@@ -111,7 +111,7 @@ def main(argv=None):
     check = Check("check_idioms", argv)
     allowed = {(words[0], words[1]): number for number, words in check.allowed(ALLOW, 2)}
     used = set()
-    for path in check.files(".c", ".h", ".cu", ".cuh", ".def", ".py", ".sh", ".sbatch"):
+    for path in check.files(".c", ".h", ".cpp", ".cu", ".cuh", ".def", ".py", ".sh", ".sbatch"):
         check.examined += 1
         text = check.read(path)
         if not has_head(path, text):

@@ -26,7 +26,7 @@ def python_parts(text):
 def measure(check):
     """{subject: (lines, limits, path, line)} of every file and function."""
     sizes = {}
-    for path in check.files(".c", ".h", ".cu", ".cuh", ".py", ".sh"):
+    for path in check.files(".c", ".h", ".cpp", ".cu", ".cuh", ".py", ".sh"):
         check.examined += 1
         text = check.read(path)
         sizes[path] = (text.count("\n"), FILE, path, 0)

@@ -131,19 +131,23 @@ def blank_c(source, keep_strings=False):
     return C_TOKEN.sub(blank, source)
 
 
+NOT_FUNCTION = re.compile(r"(namespace|class|struct|union)\b[^(]*$")
 FUNCTION_NAME = re.compile(r"(\w+)\s*\((?:[^()]|\([^()]*\))*\)[^()]*$", re.DOTALL)
 
 
 def c_functions(source):
     """(name, line of the opening brace, line of the closing one, head text) of each function.
 
-    The formatter puts a function's braces, and no others, alone in column 0.
+    The formatter puts the braces of functions, namespaces and classes, and no others, alone in column 0.
     """
     lines = blank_c(source).splitlines()
     opened, head = None, []
     for number, line in enumerate(lines, 1):
         if opened is None and line.rstrip() == "{":
-            opened = number
+            if NOT_FUNCTION.match("".join(head)):
+                head = []
+            else:
+                opened = number
         elif opened is not None and line.startswith("}"):
             text = "\n".join(head)
             match = FUNCTION_NAME.search(text)

@@ -1,3 +1,4 @@
+/* Stacks and the switch between them. */
 #include "tests/cuda/on_cpu/fiber.h"
 
 #include <pthread.h>

@@ -9,7 +9,7 @@ using namespace standin::cudnn;
 namespace standin::cudnn
 {
 
-static std::map<Descriptor *, Ref> descriptors;
+static auto &descriptors = *new std::map<Descriptor *, Ref>; /* for calls made while the process ends */
 static thread_local std::string last_error;
 
 Ref find(cudnnBackendDescriptor_t handle)

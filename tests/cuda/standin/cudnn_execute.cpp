@@ -14,7 +14,7 @@ namespace standin::cudnn
 /* A tensor's memory: the device's, or a value that was read when the plan was executed. */
 struct Memory {
     char *ptr;
-    char scalar[8];
+    alignas(8) char scalar[8];
 
     const char *data(const Tensor &t) const
     {
@@ -109,183 +109,193 @@ struct Walk {
     }
 };
 
-class Interpreter
-{
-  public:
+struct Interpreter {
+    const Graph &graph_;
+    const Memories &memories_;
+    std::map<int64_t, Values> values_; /* by unique id: read so far, or made */
+
     Interpreter(const Graph &graph, const Memories &memories) : graph_(graph), memories_(memories)
     {
     }
 
-    void run()
-    {
-        for (const Node &node : graph_.nodes) {
-            Values out(static_cast<size_t>(node.y.elements()), NAN);
-            switch (node.op) {
-            case Op::matmul:
-                matmul(node, &out);
-                break;
-            case Op::pointwise:
-                pointwise(node, &out);
-                break;
-            case Op::reduction:
-                reduction(node, &out);
-                break;
-            case Op::reshape:
-                reshape(node, &out);
-                break;
-            case Op::rng:
-                rng(node, &out);
-            }
-            keep(node.y, std::move(out));
-        }
-    }
+    void run();
 
-  private:
-    const Graph &graph_;
-    const Memories &memories_;
-    std::map<int64_t, Values> values_;
+    /* A tensor's elements; what the caller passed is read at the first use. */
+    const Values &of(const Tensor &t);
+    /* Rounds to the tensor's type; what the caller gave memory for goes there too. */
+    void keep(const Tensor &t, Values out);
+    int64_t length(const std::optional<Tensor> &limit, int64_t batch, int64_t whole);
 
-    const Values &of(const Tensor &t)
-    {
-        auto it = values_.find(t.uid);
-        if (it == values_.end()) {
-            Values v;
-            const char *data = memories_.at(t.uid).data(t);
-            v.reserve(static_cast<size_t>(t.elements()));
-            each_place(t, [&](int64_t at) { v.push_back(load(data, at, t.type)); });
-            it = values_.emplace(t.uid, std::move(v)).first;
-        }
-        return it->second;
-    }
-
-    /* Rounds to the tensor's type; what the caller gave memory for goes there. */
-    void keep(const Tensor &t, Values out)
-    {
-        char *memory = t.is_virtual ? nullptr : memories_.at(t.uid).ptr;
-        size_t i = 0;
-        each_place(t, [&](int64_t at) {
-            char bits[8];
-            store(bits, 0, t.type, out[i]);
-            if (memory) {
-                memcpy(memory + at * static_cast<int64_t>(type_bytes(t.type)), bits, type_bytes(t.type));
-            }
-            out[i++] = load(bits, 0, t.type);
-        });
-        values_[t.uid] = std::move(out);
-    }
-
-    int64_t length(const std::optional<Tensor> &limit, int64_t batch, int64_t whole)
-    {
-        int64_t n = limit ? static_cast<int64_t>(of(*limit)[static_cast<size_t>(batch)]) : whole;
-        return n < 0 ? 0 : n < whole ? n : whole;
-    }
-
-    /* Beyond the lengths of m and n there are zeros; beyond that of k nothing is added. */
-    void matmul(const Node &node, Values *out)
-    {
-        const Tensor &x = node.x, &b = *node.b, &y = node.y;
-        const float *left = of(x).data(), *right = of(b).data();
-        int64_t rows = y.dim[2], cols = y.dim[3], inner = x.dim[3], group = y.dim[1] / b.dim[1];
-        for (int64_t z = 0; z < y.dim[0]; z++) {
-            int64_t m = length(node.limit[0], z, rows), n = length(node.limit[1], z, cols);
-            int64_t depth = length(node.limit[2], z, inner);
-            for (int64_t h = 0; h < y.dim[1]; h++) {
-                const float *p = left + (z * y.dim[1] + h) * rows * inner;
-                const float *q = right + ((b.dim[0] == 1 ? 0 : z) * b.dim[1] + h / group) * inner * cols;
-                float *c = out->data() + (z * y.dim[1] + h) * rows * cols;
-                std::fill(c, c + rows * cols, 0.0f);
-                for (int64_t i = 0; i < m; i++) {
-                    for (int64_t k = 0; k < depth; k++) {
-                        float s = p[i * inner + k];
-                        for (int64_t j = 0; j < n; j++) {
-                            c[i * cols + j] += s * q[k * cols + j];
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    template <class F> void apply(const Node &node, Values *out, F f)
-    {
-        Walk x(of(node.x), node.x), b = node.b ? Walk(of(*node.b), *node.b) : Walk();
-        Walk t = node.t ? Walk(of(*node.t), *node.t) : Walk();
-        float *y = out->data();
-        const int64_t *dim = node.y.dim;
-        for (int64_t i = 0; i < dim[0]; i++) {
-            for (int64_t j = 0; j < dim[1]; j++) {
-                for (int64_t k = 0; k < dim[2]; k++) {
-                    const float *p = x.row(i, j, k), *q = b.row(i, j, k), *r = t.row(i, j, k);
-                    for (int64_t l = 0; l < dim[3]; l++) {
-                        *y++ = f(p[l * x.step[3]], q[l * b.step[3]], r[l * t.step[3]]);
-                    }
-                }
-            }
-        }
-    }
-
-    void gen_index(const Node &node, Values *out)
-    {
-        const int64_t *dim = node.y.dim;
-        size_t at = 0;
-        for (int64_t i = 0; i < node.y.elements(); i++) {
-            int64_t index[4] = {i / (dim[1] * dim[2] * dim[3]), i / (dim[2] * dim[3]) % dim[1], i / dim[3] % dim[2],
-                                i % dim[3]};
-            (*out)[at++] = static_cast<float>(index[node.axis]);
-        }
-    }
-
+    void matmul(const Node &node, Values *out);
+    template <class F> void apply(const Node &node, Values *out, F f); /* out = f(x, b, t) */
+    void gen_index(const Node &node, Values *out);
     void pointwise(const Node &node, Values *out);
     void pointwise_unary(const Node &node, Values *out);
+    void reduction(const Node &node, Values *out);
+    void reshape(const Node &node, Values *out);
+    void rng(const Node &node, Values *out);
+};
 
-    void reduction(const Node &node, Values *out)
-    {
-        const Tensor &x = node.x, &y = node.y;
-        const float *v = of(x).data();
-        bool max = node.mode == CUDNN_REDUCE_TENSOR_MAX;
-        std::fill(out->begin(), out->end(), max ? -INFINITY : 0.0f);
-        int64_t block[4];
-        for (int i = 0; i < 4; i++) {
-            block[i] = x.dim[i] / y.dim[i];
+void Interpreter::run()
+{
+    for (const Node &node : graph_.nodes) {
+        Values out(static_cast<size_t>(node.y.elements()), NAN);
+        switch (node.op) {
+        case Op::matmul:
+            matmul(node, &out);
+            break;
+        case Op::pointwise:
+            pointwise(node, &out);
+            break;
+        case Op::reduction:
+            reduction(node, &out);
+            break;
+        case Op::reshape:
+            reshape(node, &out);
+            break;
+        case Op::rng:
+            rng(node, &out);
         }
-        for (int64_t i = 0; i < x.dim[0]; i++) {
-            for (int64_t j = 0; j < x.dim[1]; j++) {
-                for (int64_t k = 0; k < x.dim[2]; k++) {
-                    int64_t row = (i / block[0] * y.dim[1] + j / block[1]) * y.dim[2] + k / block[2];
-                    for (int64_t l = 0; l < x.dim[3]; l++, v++) {
-                        float &r = (*out)[static_cast<size_t>(row * y.dim[3] + l / block[3])];
-                        r = !max ? r + *v : *v > r || *v != *v ? *v : r;
+        keep(node.y, std::move(out));
+    }
+}
+
+const Values &Interpreter::of(const Tensor &t)
+{
+    auto it = values_.find(t.uid);
+    if (it == values_.end()) {
+        Values v;
+        const char *data = memories_.at(t.uid).data(t);
+        v.reserve(static_cast<size_t>(t.elements()));
+        each_place(t, [&](int64_t at) { v.push_back(load(data, at, t.type)); });
+        it = values_.emplace(t.uid, std::move(v)).first;
+    }
+    return it->second;
+}
+
+void Interpreter::keep(const Tensor &t, Values out)
+{
+    char *memory = t.is_virtual ? nullptr : memories_.at(t.uid).ptr;
+    size_t i = 0;
+    each_place(t, [&](int64_t at) {
+        alignas(8) char bits[8];
+        store(bits, 0, t.type, out[i]);
+        if (memory) {
+            memcpy(memory + at * static_cast<int64_t>(type_bytes(t.type)), bits, type_bytes(t.type));
+        }
+        out[i++] = load(bits, 0, t.type);
+    });
+    values_[t.uid] = std::move(out);
+}
+
+int64_t Interpreter::length(const std::optional<Tensor> &limit, int64_t batch, int64_t whole)
+{
+    int64_t n = limit ? static_cast<int64_t>(of(*limit)[static_cast<size_t>(batch)]) : whole;
+    return n < 0 ? 0 : n < whole ? n : whole;
+}
+
+/* Beyond the lengths of m and n there are zeros; beyond that of k nothing is added. */
+void Interpreter::matmul(const Node &node, Values *out)
+{
+    const Tensor &x = node.x, &b = *node.b, &y = node.y;
+    const float *left = of(x).data(), *right = of(b).data();
+    int64_t rows = y.dim[2], cols = y.dim[3], inner = x.dim[3], group = y.dim[1] / b.dim[1];
+    for (int64_t z = 0; z < y.dim[0]; z++) {
+        int64_t m = length(node.limit[0], z, rows), n = length(node.limit[1], z, cols);
+        int64_t depth = length(node.limit[2], z, inner);
+        for (int64_t h = 0; h < y.dim[1]; h++) {
+            const float *p = left + (z * y.dim[1] + h) * rows * inner;
+            const float *q = right + ((b.dim[0] == 1 ? 0 : z) * b.dim[1] + h / group) * inner * cols;
+            float *c = out->data() + (z * y.dim[1] + h) * rows * cols;
+            std::fill(c, c + rows * cols, 0.0f);
+            for (int64_t i = 0; i < m; i++) {
+                for (int64_t k = 0; k < depth; k++) {
+                    float s = p[i * inner + k];
+                    for (int64_t j = 0; j < n; j++) {
+                        c[i * cols + j] += s * q[k * cols + j];
                     }
                 }
             }
         }
     }
+}
 
-    void reshape(const Node &node, Values *out)
-    {
-        const Values &from = of(node.x);
-        Values memory(static_cast<size_t>(node.x.extent()), NAN);
-        size_t i = 0, o = 0;
-        each_place(node.x, [&](int64_t at) { memory[static_cast<size_t>(at)] = from[i++]; });
-        each_place(node.y, [&](int64_t at) { (*out)[o++] = memory[static_cast<size_t>(at)]; });
-    }
-
-    /* Element i depends on seed, offset and i alone: forward and backward draw the same mask. */
-    void rng(const Node &node, Values *out)
-    {
-        uint64_t seed, offset;
-        memcpy(&seed, memories_.at(node.x.uid).data(node.x), sizeof seed);
-        memcpy(&offset, memories_.at(node.b->uid).data(*node.b), sizeof offset);
-        uint64_t threshold = static_cast<uint64_t>(node.keep * 4294967296.0);
-        for (size_t i = 0; i < out->size(); i++) {
-            uint64_t h = seed * 0x9e3779b97f4a7c15 + offset * 0xd1342543de82ef95 + i;
-            h = (h ^ h >> 30) * 0xbf58476d1ce4e5b9;
-            h = (h ^ h >> 27) * 0x94d049bb133111eb;
-            h ^= h >> 31;
-            (*out)[i] = (h >> 32) < threshold ? 1.0f : 0.0f;
+template <class F> void Interpreter::apply(const Node &node, Values *out, F f)
+{
+    Walk x(of(node.x), node.x), b = node.b ? Walk(of(*node.b), *node.b) : Walk();
+    Walk t = node.t ? Walk(of(*node.t), *node.t) : Walk();
+    float *y = out->data();
+    const int64_t *dim = node.y.dim;
+    for (int64_t i = 0; i < dim[0]; i++) {
+        for (int64_t j = 0; j < dim[1]; j++) {
+            for (int64_t k = 0; k < dim[2]; k++) {
+                const float *p = x.row(i, j, k), *q = b.row(i, j, k), *r = t.row(i, j, k);
+                for (int64_t l = 0; l < dim[3]; l++) {
+                    *y++ = f(p[l * x.step[3]], q[l * b.step[3]], r[l * t.step[3]]);
+                }
+            }
         }
     }
-};
+}
+
+void Interpreter::gen_index(const Node &node, Values *out)
+{
+    const int64_t *dim = node.y.dim;
+    size_t at = 0;
+    for (int64_t i = 0; i < node.y.elements(); i++) {
+        int64_t index[4] = {i / (dim[1] * dim[2] * dim[3]), i / (dim[2] * dim[3]) % dim[1], i / dim[3] % dim[2],
+                            i % dim[3]};
+        (*out)[at++] = static_cast<float>(index[node.axis]);
+    }
+}
+
+void Interpreter::reduction(const Node &node, Values *out)
+{
+    const Tensor &x = node.x, &y = node.y;
+    const float *v = of(x).data();
+    bool max = node.mode == CUDNN_REDUCE_TENSOR_MAX;
+    std::fill(out->begin(), out->end(), max ? -INFINITY : 0.0f);
+    int64_t block[4];
+    for (int i = 0; i < 4; i++) {
+        block[i] = x.dim[i] / y.dim[i];
+    }
+    for (int64_t i = 0; i < x.dim[0]; i++) {
+        for (int64_t j = 0; j < x.dim[1]; j++) {
+            for (int64_t k = 0; k < x.dim[2]; k++) {
+                int64_t row = (i / block[0] * y.dim[1] + j / block[1]) * y.dim[2] + k / block[2];
+                for (int64_t l = 0; l < x.dim[3]; l++, v++) {
+                    float &r = (*out)[static_cast<size_t>(row * y.dim[3] + l / block[3])];
+                    r = !max ? r + *v : *v > r || *v != *v ? *v : r;
+                }
+            }
+        }
+    }
+}
+
+void Interpreter::reshape(const Node &node, Values *out)
+{
+    const Values &from = of(node.x);
+    Values memory(static_cast<size_t>(node.x.extent()), NAN);
+    size_t i = 0, o = 0;
+    each_place(node.x, [&](int64_t at) { memory[static_cast<size_t>(at)] = from[i++]; });
+    each_place(node.y, [&](int64_t at) { (*out)[o++] = memory[static_cast<size_t>(at)]; });
+}
+
+/* Element i depends on seed, offset and i alone: forward and backward draw the same mask. */
+void Interpreter::rng(const Node &node, Values *out)
+{
+    uint64_t seed, offset;
+    memcpy(&seed, memories_.at(node.x.uid).data(node.x), sizeof seed);
+    memcpy(&offset, memories_.at(node.b->uid).data(*node.b), sizeof offset);
+    uint64_t threshold = static_cast<uint64_t>(node.keep * 4294967296.0);
+    for (size_t i = 0; i < out->size(); i++) {
+        uint64_t h = seed * 0x9e3779b97f4a7c15 + offset * 0xd1342543de82ef95 + i;
+        h = (h ^ h >> 30) * 0xbf58476d1ce4e5b9;
+        h = (h ^ h >> 27) * 0x94d049bb133111eb;
+        h ^= h >> 31;
+        (*out)[i] = (h >> 32) < threshold ? 1.0f : 0.0f;
+    }
+}
 
 void Interpreter::pointwise(const Node &node, Values *out)
 {

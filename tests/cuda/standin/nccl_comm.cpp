@@ -23,7 +23,8 @@ ncclComm::~ncclComm()
 namespace standin::nccl
 {
 
-static std::map<ncclComm_t, Comm> comms;
+/* Never destroyed: the machine's thread may look at it while the process ends. */
+static auto &comms = *new std::map<ncclComm_t, Comm>;
 
 Comm find(ncclComm_t handle)
 {

@@ -23,7 +23,7 @@ struct Batch {
 
 static thread_local int depth;
 static thread_local std::vector<Batch> group;
-static OpRef last_of_process;
+static auto &last_of_process = *new OpRef;
 
 static size_t src_bytes(const Comm &comm, const Task &task)
 {

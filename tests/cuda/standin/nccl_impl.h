@@ -58,15 +58,17 @@ const char *kind_name(Kind kind);
 std::string show(const Call &call); /* "AllReduce 256 x fp32 sum" */
 bool same(const Call &a, const Call &b);
 Call call_of(const Task &task);
-double deadline();                            /* seconds; STANDIN_DEADLINE */
+double deadline();                            /* seconds without progress; STANDIN_DEADLINE */
 void remember_error(const std::string &text); /* for ncclGetLastError */
 /* The communicator has failed. With STANDIN_NCCL_ERROR=return it becomes its asynchronous error, and the operation
  * stays on the device until the communicator is aborted; else the process ends with the report. */
 Step fail(const Comm &comm, ncclResult_t error, const std::string &text);
-/* The operation cannot go on for want of `peer`: pending, or fail() when it is past the deadline or a rank is gone. */
-Step wait_for(const Comm &comm, const std::string &label, double since, int peer);
+/* The operation cannot go on for want of `peer`: pending, or fail() when it is past the deadline or a rank is gone that
+ * had not yet published the communicator's first `steps` steps. */
+Step wait_for(const Comm &comm, const std::string &label, double since, int peer, uint64_t steps);
 void no_longer_waits(const Comm &comm);
-int gone_rank(const Comm &comm); /* a rank whose process ended without leaving the communicator; -1: none */
+/* A rank whose process ended without leaving the communicator and without publishing `steps` steps; -1: none. */
+int gone_rank(const Comm &comm, uint64_t steps = UINT64_MAX);
 /* Whether STANDIN_NCCL_ERROR=Kind:N[@RANK] wants this operation to fail. */
 bool wants_error(const Comm &comm, Kind kind);
 

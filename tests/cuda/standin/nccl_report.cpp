@@ -75,7 +75,7 @@ bool same(const Call &a, const Call &b)
 
 double deadline()
 {
-    static const double seconds = atof(env("STANDIN_DEADLINE", "60"));
+    static const double seconds = atof(env("STANDIN_DEADLINE", "20"));
     return seconds;
 }
 
@@ -105,11 +105,13 @@ Step fail(const Comm &comm, ncclResult_t error, const std::string &text)
     return Step::pending;
 }
 
-int gone_rank(const Comm &comm)
+int gone_rank(const Comm &comm, uint64_t steps)
 {
     auto here = [&](int r) { return comm->shared->presence[r] == Presence::here; };
     for (int r = 0; r < comm->size; r++) {
-        if (here(r) && !process_runs(comm->shared->pid[r]) && here(r)) { /* it may have left between the two looks */
+        bool needed = comm->shared->published[r] < steps;
+        if (needed && here(r) && !process_runs(comm->shared->pid[r]) &&
+            here(r)) { /* it may have left between the two looks */
             return r;
         }
     }
@@ -139,7 +141,7 @@ static std::string where_everybody_is(const Comm &comm)
     return text;
 }
 
-Step wait_for(const Comm &comm, const std::string &label, double since, int peer)
+Step wait_for(const Comm &comm, const std::string &label, double since, int peer, uint64_t steps)
 {
     Shared *shared = comm->shared;
     if (!shared->waiting[comm->rank]) {
@@ -154,7 +156,7 @@ Step wait_for(const Comm &comm, const std::string &label, double since, int peer
     }
     int gone = -1;
     if (now() - comm->looked_at > 0.01) { /* asking the system for every rank is slow */
-        gone = gone_rank(comm);
+        gone = gone_rank(comm, steps);
         comm->looked_at = now();
     }
     bool is_late = now() - since > deadline();

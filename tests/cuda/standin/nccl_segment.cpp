@@ -19,7 +19,7 @@ static constexpr uint64_t MAGIC = 0x6d6567616e63636c;
 
 /* Files of segments that others may still have to open: nonce -> descriptor. */
 static std::mutex files_lock;
-static std::map<uint64_t, int> files;
+static auto &files = *new std::map<uint64_t, int>;
 
 static Shared *map_file(int file)
 {

@@ -6,6 +6,7 @@
  * when it has been received. */
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "nccl_impl.h"
 
@@ -18,8 +19,9 @@ struct Operation {
     Task task;
     Call call;
     uint64_t number;
+    uint64_t steps = UINT64_MAX; /* of the communicator with which this operation is complete; messages: never */
     std::string label;
-    double since = 0;
+    double since = 0;    /* time of the first step, then of the last progress */
     bool broken = false; /* by an injected error */
 
     Operation(const Comm &c, const Task &t) : comm(c), task(t), call(call_of(t)), number(0)
@@ -48,7 +50,7 @@ struct Operation {
 
     Step wait(int peer)
     {
-        return wait_for(comm, label, since, peer);
+        return wait_for(comm, label, since, peer, steps);
     }
 
     Step finish()
@@ -73,6 +75,7 @@ struct Collective : Operation {
         n_steps = (task.count + per - 1) / per;
         base = comm->steps;
         comm->steps += n_steps;
+        steps = comm->steps;
         comm->shared->calls[comm->rank][number % RING] = call;
         comm->shared->issued[comm->rank] = number + 1;
     }
@@ -112,6 +115,7 @@ struct Collective : Operation {
         }
         comm->shared->published[comm->rank] = base + step + 1;
         published = true;
+        since = now();
     }
 
     void consume()
@@ -171,6 +175,8 @@ struct Collective : Operation {
 struct Message : Operation {
     Pipe *pipe;
     bool sends;
+    Call *theirs;        /* the other side's calls */
+    const Count *issued; /* how many of them */
     size_t bytes, done = 0;
     uint64_t begin = 0; /* place of the first byte in the pipe's stream */
     bool started = false;
@@ -182,8 +188,16 @@ struct Message : Operation {
         number = sends ? comm->sends[to]++ : comm->recvs[from]++;
         label = show(call) + " (message " + std::to_string(number) + ")";
         bytes = task.count * type_bytes(task.type);
-        (sends ? pipe->send : pipe->recv)[number % RING] = call;
-        (sends ? pipe->sends : pipe->recvs) = number + 1;
+        Call *mine = &pipe->send[0];
+        theirs = &pipe->recv[0];
+        issued = &pipe->recvs;
+        if (!sends) {
+            std::swap(mine, theirs);
+            issued = &pipe->sends;
+        }
+        mine[number % RING] = call;
+        Count &my_issued = sends ? pipe->sends : pipe->recvs;
+        my_issued = number + 1;
     }
 
     void write()
@@ -214,14 +228,14 @@ struct Message : Operation {
         if (comm->error != ncclSuccess) {
             return wait(task.peer);
         }
-        if ((sends ? pipe->recvs : pipe->sends) <= number) {
+        if (*issued <= number) {
             return wait(task.peer);
         }
-        uint64_t &turn = (sends ? comm->sent : comm->received)[task.peer];
+        uint64_t &turn = sends ? comm->sent[task.peer] : comm->received[task.peer];
         if (!started) {
-            Call theirs = (sends ? pipe->recv : pipe->send)[number % RING];
-            if (theirs.count != call.count || theirs.type != call.type) {
-                return mismatch("message", task.peer, theirs);
+            const Call &other = theirs[number % RING];
+            if (other.count != call.count || other.type != call.type) {
+                return mismatch("message", task.peer, other);
             }
             if (turn != number) { /* an earlier message of the same group is still in the pipe */
                 return wait(task.peer);
@@ -229,8 +243,9 @@ struct Message : Operation {
             started = true;
             begin = sends ? pipe->written : pipe->read;
         }
-        if (done < bytes) {
+        if (size_t before = done; done < bytes) {
             sends ? write() : read();
+            since = done > before ? now() : since;
         }
         if (done == bytes && turn == number) {
             turn = number + 1;

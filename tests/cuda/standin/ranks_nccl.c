@@ -106,6 +106,9 @@ static void nonblocking(const ranks_nccl *r, float *p)
     CHECK(cudaStreamWaitEvent(r->other, event, 0));
     CHECK(cudaMemcpyAsync(early, p, 400, cudaMemcpyDeviceToDevice, r->other));
     CHECK(cudaStreamSynchronize(r->other));
+    ncclResult_t at_first;
+    CHECK(ncclCommGetAsyncError(r->comm, &at_first));
+    EXPECT(at_first, ncclInProgress);
     EXPECT(settle(r->comm), ncclSuccess);
     CHECK(cudaEventRecord(event, r->stream));
     CHECK(cudaStreamWaitEvent(r->other, event, 0));
@@ -135,6 +138,27 @@ static void two(const ranks_nccl *r, float *p)
     EXPECT(first_of(p) == (float)r->n && first_of(q) == (float)r->n, 1);
     CHECK(ncclCommDestroy(second));
     CHECK(cudaFree(q));
+}
+
+/* Captured once, replayed: each replay is another collective. */
+static void replayed(const ranks_nccl *r, float *p)
+{
+    enum { TIMES = 3 };
+    cudaGraph_t captured;
+    cudaGraphExec_t ready;
+    float want = 1;
+    CHECK(cudaStreamBeginCapture(r->stream, cudaStreamCaptureModeThreadLocal));
+    all_reduce(r, p, 100);
+    CHECK(cudaStreamEndCapture(r->stream, &captured));
+    CHECK(cudaGraphInstantiate(&ready, captured, 0));
+    for (int i = 0; i < TIMES; i++) {
+        CHECK(cudaGraphLaunch(ready, r->stream));
+        want *= (float)r->n;
+    }
+    CHECK(cudaStreamSynchronize(r->stream));
+    EXPECT(first_of(p) == want, 1);
+    CHECK(cudaGraphExecDestroy(ready));
+    CHECK(cudaGraphDestroy(captured));
 }
 
 /* Shared memory of communicators has no name in the file system, from the beginning. */
@@ -189,6 +213,14 @@ static void other_order(const ranks_nccl *r, float *p)
     CHECK(cudaStreamSynchronize(r->stream));
 }
 
+/* A copy on another stream that does not wait for the collective. */
+static void unordered(const ranks_nccl *r, float *p)
+{
+    all_reduce(r, p, 100);
+    CHECK(cudaMemcpyAsync(p + 512, p, 400, cudaMemcpyDeviceToDevice, r->other));
+    CHECK(cudaStreamSynchronize(r->other));
+}
+
 static void missing(const ranks_nccl *r, float *p)
 {
     all_reduce(r, p, 100);
@@ -238,6 +270,8 @@ static void fault(const char *mode, ranks_nccl *r, float *p)
         message_of_other_length(r, p);
     } else if (!strcmp(mode, "order")) {
         other_order(r, p);
+    } else if (!strcmp(mode, "unordered")) {
+        unordered(r, p);
     } else if (!strcmp(mode, "missing")) {
         missing(r, p);
     } else if (!strcmp(mode, "dead")) {
@@ -315,6 +349,8 @@ int main(int argc, char **argv)
         ranks_nccl_table(&r);
     } else if (!strcmp(mode, "rank_order")) {
         ranks_nccl_order(&r);
+    } else if (!strcmp(mode, "replayed")) {
+        replayed(&r, p);
     } else if (!strcmp(mode, "two")) {
         two(&r, p);
     } else if (!strcmp(mode, "nonblocking")) {

@@ -301,11 +301,18 @@ static int planted(const char *fault)
         r.b.device = r.b.host;
     } else if (!strcmp(fault, "end")) {
         r.b.device += 256;
+    } else if (!strcmp(fault, "workspace")) { /* shared with a product in another stream */
+        lt_bench second = bench;
+        cudaStreamCreateWithFlags(&second.stream, cudaStreamNonBlocking);
+        lt_run other;
+        lt_open(&other, &second, c);
+        lt_multiply(&other, &second);
     } else if (!strcmp(fault, "destroyed")) {
         cublasLtMatrixLayoutDestroy(r.la);
         cublasLtMatrixLayoutDestroy(r.la);
     }
     printf("status %s\n", cublasLtGetStatusString(lt_multiply(&r, &bench)));
+    cudaDeviceSynchronize();
     fflush(stdout);
     return 0;
 }
@@ -323,10 +330,11 @@ static void faults_are_reported(void **state)
         {"overlap", "INVALID_VALUE", "overlaps A or B"},
         {"host", "INVALID_VALUE", "MISUSE: cublasLtMatmul: 0x"},
         {"end", "INVALID_VALUE", "past its end"},
+        {"workspace", "SUCCESS", "RACE: "},
         {"destroyed", "INVALID_VALUE", "MISUSE: cublasLtMatrixLayoutDestroy: 0x"},
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
-        farm_run("/proc/self/exe", rows[i].fault, 1, NULL, 60, &result);
+        farm_run("/proc/self/exe", rows[i].fault, 1, (const char *const[]){"STANDIN_RACE=1", NULL}, 60, &result);
         if (result.status[0] != 97 || !strstr(result.text[0], rows[i].report) ||
             !strstr(result.text[0], rows[i].status)) {
             farm_show(&result);

@@ -80,10 +80,14 @@ static void **slot(problem *p, int array)
 static void open_problem(problem *p, sdpa_shape s)
 {
     *p = (problem){.s = s};
+    for (int64_t b = 0; b < s.b; b++) {
+        p->lengths[b] = (int32_t)(s.padded ? s.t - 3 * (b + 1) : s.t);
+    }
     for (int a = 0; a < N_ARRAYS; a++) {
         p->host[a] = malloc(elements(p, a) * 2);
         for (size_t i = 0; i < elements(p, a); i++) {
-            float v = a < O ? number() : NAN;
+            int64_t b = (int64_t)i / (s.t * row_of(p, a)), t = (int64_t)i / row_of(p, a) % s.t;
+            float v = a < O && t < p->lengths[b] ? number() : NAN; /* behind the lengths nothing may be read */
             p->host[a][i] = s.type == CUDNN_DATA_BFLOAT16 ? mc_bf16_from_f32(v) : mc_f16_from_f32(v);
         }
         *slot(p, a) = device(elements(p, a) * 2, p->host[a]);
@@ -95,9 +99,6 @@ static void open_problem(problem *p, sdpa_shape s)
     p->m.dq_sum = device(rows * (size_t)s.d * 4, NULL);
     p->m.seed = device(8, &seed);
     p->m.offset = device(8, &offset);
-    for (int64_t b = 0; b < s.b; b++) {
-        p->lengths[b] = (int32_t)(s.padded ? s.t - 3 * (b + 1) : s.t);
-    }
     p->m.lengths_q = device(sizeof p->lengths, p->lengths);
     p->m.lengths_k = device(sizeof p->lengths, p->lengths);
     p->mask = malloc(rows * (size_t)s.t * 4);

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
+#include <sys/wait.h>
 #include <thread>
 #include <unistd.h>
 
@@ -197,8 +198,38 @@ static void ranges_are_checked()
     OK(cudaFree(device));
 }
 
-int main()
+/* In a process of its own: nobody brings the operation about. */
+static void get_stuck()
 {
+    std::atomic<int> never{0};
+    cudaStream_t a = new_stream();
+    {
+        standin::Lock lock(nullptr);
+        standin::enqueue({a}, "abandoned", waits_for(never));
+    }
+    cudaStreamSynchronize(a);
+}
+
+static void a_wait_has_an_end()
+{
+    pid_t child = fork();
+    if (child == 0) {
+        setenv("STANDIN_DEADLINE", "0.1", 1);
+        execl("/proc/self/exe", "test_machine", "stuck", static_cast<char *>(nullptr));
+        _exit(99);
+    }
+    int status = 0;
+    EXPECT(waitpid(child, &status, 0) == child);
+    EXPECT(WIFEXITED(status) && WEXITSTATUS(status) == 96);
+}
+
+int main(int argc, char **)
+{
+    if (argc > 1) {
+        get_stuck();
+        return 0;
+    }
+    a_wait_has_an_end();
     waiting_lets_others_in();
     group_joins_streams();
     helper_serves_others();
