@@ -17,10 +17,10 @@ extern "C" {
  *   (R, G * (r + 2) * H) buffer laid out per group as [q * r, k, v] (Megatron-LM's order)
  *   out (R, G, r, H) view of (R, G * r * H); lse (B, G * r, T) f32: log of the sum of exponentials of each score row
  * Causal: query t sees keys max(0, t - window_left) .. t. window_left < 0: no limit.
- * Dropout acts on probabilities: element index ((head0 + h) * T + q_pos) * T + k_pos of (seed, stream, sample), where h
- * is the local query head number g * r + j; `dropout.row0` is not used. Where T is 16 bits wide, probabilities, and in
- * the backward the gradients of scores, may be rounded to T before they are multiplied by v (q, k). Results do not
- * depend on the number of threads. */
+ * `scale` is positive. Dropout acts on probabilities: element index ((head0 + h) * T + q_pos) * T + k_pos of (seed,
+ * stream, sample), where h is the local query head number g * r + j; `dropout.row0` is not used. Where T is 16 bits
+ * wide, probabilities, and in the backward the gradients of scores, may be rounded to T before they are multiplied by v
+ * (q, k). Results do not depend on the number of threads. */
 typedef struct ly_attention_fwd {
     mc_tensor q, k, v, out, lse;
     int64_t seq_len;

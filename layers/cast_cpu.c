@@ -1,7 +1,6 @@
-/* Conversion between element types, by blocks through f32. */
+/* Conversion between element types on the CPU. */
 #include "layers/cpu/isa.h"
 #include "layers/cpu/rows.h"
-#include "megac/base/half.h"
 
 enum { CAST_BLOCK = 8192 };
 
@@ -11,72 +10,31 @@ typedef struct cast_job {
     int n_tasks;
 } cast_job;
 
-static bool is_float(mc_dtype d)
+LY_INLINE void cast_of(mc_dtype from, mc_dtype to, const ly_cast *a, int64_t begin, int64_t end)
 {
-    return d == MC_F32 || d == MC_BF16 || d == MC_F16;
-}
-
-static void load(float *to, mc_tensor x, int64_t at, int64_t n)
-{
-    const float *f = (const float *)x.data + at;
-    const uint16_t *h = (const uint16_t *)x.data + at;
-    if (x.dtype == MC_F32) {
-        memcpy(to, f, (size_t)n * sizeof *to);
-    } else if (x.dtype == MC_BF16) {
-        for (int64_t i = 0; i < n; i++) {
-            to[i] = mc_f32_from_bf16(h[i]);
-        }
-    } else {
-        for (int64_t i = 0; i < n; i++) {
-            to[i] = mc_f32_from_f16(h[i]);
-        }
-    }
-}
-
-static void store(mc_tensor x, const float *from, int64_t at, int64_t n)
-{
-    float *f = (float *)x.data + at;
-    uint16_t *h = (uint16_t *)x.data + at;
-    if (x.dtype == MC_F32) {
-        memcpy(f, from, (size_t)n * sizeof *from);
-    } else if (x.dtype == MC_BF16) {
-        for (int64_t i = 0; i < n; i++) {
-            h[i] = mc_bf16_from_f32(from[i]);
-        }
-    } else {
-        for (int64_t i = 0; i < n; i++) {
-            h[i] = mc_f16_from_f32(from[i]);
-        }
+    ly_vf scale = ly_vset1(a->scale);
+    for (int64_t i = begin; i < end; i += LY_LANES) {
+        int64_t n = end - i;
+        void *out = ly_elem_out(to, a->out.data, i);
+        ly_vf x = ly_tload(from, ly_elem(from, a->x.data, i), n);
+        ly_tstore(to, out, a->accumulate ? ly_vfma(x, scale, ly_tload(to, out, n)) : ly_vmul(x, scale), n);
     }
 }
 
 static void cast_task(void *arg, int task, int thread, void *scratch)
 {
     const cast_job *j = arg;
-    float *x = scratch, *old = x + CAST_BLOCK;
     long b, e;
     (void)thread;
+    (void)scratch;
     mc_pool_range((long)j->n, j->n_tasks, task, CAST_BLOCK, &b, &e);
-    for (int64_t at = b; at < e; at += CAST_BLOCK) {
-        int64_t n = e - at < CAST_BLOCK ? e - at : CAST_BLOCK;
-        load(x, j->a->x, at, n);
-        if (j->a->accumulate) {
-            load(old, j->a->out, at, n);
-        }
-        for (int64_t i = 0; i < n; i++) {
-            float y = x[i] * j->a->scale;
-            x[i] = j->a->accumulate ? old[i] + y : y;
-        }
-        store(j->a->out, x, at, n);
-    }
+    LY_FOR_TYPE(j->a->x.dtype, FROM, LY_FOR_TYPE(j->a->out.dtype, TO, cast_of(FROM, TO, j->a, b, e)));
 }
 
 mc_status LY_CPU(cast)(const ly_ctx *cx, const ly_cast *a)
 {
-    if (!is_float(a->x.dtype) || !is_float(a->out.dtype)) {
-        return MC_FAIL(MC_UNSUPPORTED, "cast: from %s to %s; f32, bf16 and f16 are known", mc_dtype_name(a->x.dtype),
-                       mc_dtype_name(a->out.dtype));
-    }
+    LY_TRY_TYPE("cast", a->x);
+    LY_TRY_TYPE("cast", a->out);
     MC_ASSERT(mc_tensor_contiguous(a->x) && mc_tensor_contiguous(a->out));
     MC_ASSERT(mc_tensor_elems(a->x) == mc_tensor_elems(a->out));
     cast_job job = {.a = a, .n = mc_tensor_elems(a->x)};

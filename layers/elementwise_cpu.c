@@ -68,46 +68,46 @@ LY_INLINE act_pair act_of(ly_act_kind kind, ly_vf x)
     return silu(x);
 }
 
-/* One run of n elements. `up` and `dup` belong to SwiGLU only; out, dx and dup may be NULL. All loads of an element
- * come before its stores: out may be dout, dx may be x. */
+/* One run of n elements of type T. `up` and `dup` belong to SwiGLU only; out, dx and dup may be NULL. All loads of an
+ * element come before its stores: out may be dout, dx may be x. */
 typedef struct act_run {
-    const float *x, *up, *dout;
-    float *out, *dx, *dup;
+    const void *x, *up, *dout;
+    void *out, *dx, *dup;
     int64_t n;
 } act_run;
 
-LY_INLINE void run_of(ly_act_kind kind, const act_run *r)
+LY_INLINE void run_of(ly_act_kind kind, mc_dtype type, const act_run *r)
 {
     for (int64_t c = 0; c < r->n; c += LY_LANES) {
         int64_t n = r->n - c;
-        act_pair y = act_of(kind, ly_vload_n(r->x + c, n));
-        ly_vf up = kind == LY_SWIGLU ? ly_vload_n(r->up + c, n) : ly_vset1(1.0f);
+        act_pair y = act_of(kind, ly_tload(type, ly_elem(type, r->x, c), n));
+        ly_vf up = kind == LY_SWIGLU ? ly_tload(type, ly_elem(type, r->up, c), n) : ly_vset1(1.0f);
         if (r->dx) {
-            ly_vf d = ly_vload_n(r->dout + c, n);
+            ly_vf d = ly_tload(type, ly_elem(type, r->dout, c), n);
             if (kind == LY_SWIGLU) {
-                ly_vstore_n(r->dup + c, ly_vmul(d, y.value), n);
+                ly_tstore(type, ly_elem_out(type, r->dup, c), ly_vmul(d, y.value), n);
                 d = ly_vmul(d, up);
             }
-            ly_vstore_n(r->dx + c, ly_vmul(d, y.slope), n);
+            ly_tstore(type, ly_elem_out(type, r->dx, c), ly_vmul(d, y.slope), n);
         }
         if (r->out) {
-            ly_vstore_n(r->out + c, kind == LY_SWIGLU ? ly_vmul(y.value, up) : y.value, n);
+            ly_tstore(type, ly_elem_out(type, r->out, c), kind == LY_SWIGLU ? ly_vmul(y.value, up) : y.value, n);
         }
     }
 }
 
-/* One specialised loop per kind and direction. */
-static void run(ly_act_kind kind, act_run r)
+/* One specialised loop per kind, type and direction. */
+static void run(ly_act_kind kind, mc_dtype type, act_run r)
 {
     act_run fwd = {.x = r.x, .up = r.up, .out = r.out, .n = r.n};
     switch (kind) {
-#define RUN(k)               \
-    case k:                  \
-        if (r.dx) {          \
-            run_of(k, &r);   \
-        } else {             \
-            run_of(k, &fwd); \
-        }                    \
+#define RUN(k)                                        \
+    case k:                                           \
+        if (r.dx) {                                   \
+            LY_FOR_TYPE(type, T, run_of(k, T, &r));   \
+        } else {                                      \
+            LY_FOR_TYPE(type, T, run_of(k, T, &fwd)); \
+        }                                             \
         break;
         RUN(LY_GELU_TANH)
         RUN(LY_GELU_ERF)
@@ -120,8 +120,9 @@ static void run(ly_act_kind kind, act_run r)
 
 typedef struct act_job {
     ly_act_kind kind;
-    const float *x, *dout;
-    float *out, *dx;
+    mc_dtype type;
+    const void *x, *dout;
+    void *out, *dx;
     int64_t n_rows, n_cols; /* of out; a gated row of x is twice as wide */
     int n_tasks;
 } act_job;
@@ -129,28 +130,31 @@ typedef struct act_job {
 static void act_task(void *arg, int task, int thread, void *scratch)
 {
     const act_job *j = arg;
+    mc_dtype type = j->type;
     long b, e;
     (void)thread;
     (void)scratch;
     if (j->kind != LY_SWIGLU) {
         mc_pool_range((long)(j->n_rows * j->n_cols), j->n_tasks, task, FLAT_BLOCK, &b, &e);
-        run(j->kind, (act_run){.x = j->x + b,
-                               .dout = j->dout ? j->dout + b : NULL,
-                               .out = j->out ? j->out + b : NULL,
-                               .dx = j->dx ? j->dx + b : NULL,
-                               .n = e - b});
+        run(j->kind, type,
+            (act_run){.x = ly_elem(type, j->x, b),
+                      .dout = ly_elem(type, j->dout, b),
+                      .out = ly_elem_out(type, j->out, b),
+                      .dx = ly_elem_out(type, j->dx, b),
+                      .n = e - b});
         return;
     }
     mc_pool_range((long)j->n_rows, j->n_tasks, task, 1, &b, &e);
     for (int64_t r = b; r < e; r++) {
         int64_t at = r * j->n_cols, at2 = 2 * at;
-        run(j->kind, (act_run){.x = j->x + at2,
-                               .up = j->x + at2 + j->n_cols,
-                               .dout = j->dout ? j->dout + at : NULL,
-                               .out = j->out ? j->out + at : NULL,
-                               .dx = j->dx ? j->dx + at2 : NULL,
-                               .dup = j->dx ? j->dx + at2 + j->n_cols : NULL,
-                               .n = j->n_cols});
+        run(j->kind, type,
+            (act_run){.x = ly_elem(type, j->x, at2),
+                      .up = ly_elem(type, j->x, at2 + j->n_cols),
+                      .dout = ly_elem(type, j->dout, at),
+                      .out = ly_elem_out(type, j->out, at),
+                      .dx = ly_elem_out(type, j->dx, at2),
+                      .dup = ly_elem_out(type, j->dx, at2 + j->n_cols),
+                      .n = j->n_cols});
     }
 }
 
@@ -162,31 +166,33 @@ static void act_run_job(const ly_ctx *cx, act_job *j)
 
 mc_status LY_CPU(act_fwd)(const ly_ctx *cx, const ly_act_fwd *a)
 {
-    LY_TRY_F32("act_fwd", a->x);
-    LY_TRY_F32("act_fwd", a->out);
+    LY_TRY_TYPE("act_fwd", a->x);
+    LY_TRY_DTYPE("act_fwd", a->out, a->x.dtype);
     MC_ASSERT(a->out.n_dims == 2 && a->out.data != a->x.data);
     int64_t n_rows = a->out.dims[0], n_cols = a->out.dims[1];
     MC_ASSERT(ly_is_2d(a->out, n_rows, n_cols) && ly_is_2d(a->x, n_rows, a->kind == LY_SWIGLU ? 2 * n_cols : n_cols));
-    act_job job = {.kind = a->kind, .x = ly_cf(a->x), .out = ly_f(a->out), .n_rows = n_rows, .n_cols = n_cols};
+    act_job job = {
+        .kind = a->kind, .type = a->x.dtype, .x = a->x.data, .out = a->out.data, .n_rows = n_rows, .n_cols = n_cols};
     act_run_job(cx, &job);
     return MC_OK;
 }
 
 mc_status LY_CPU(act_bwd)(const ly_ctx *cx, const ly_act_bwd *a)
 {
-    LY_TRY_F32("act_bwd", a->x);
-    LY_TRY_F32("act_bwd", a->dout);
-    LY_TRY_F32("act_bwd", a->dx);
-    LY_TRY_F32("act_bwd", a->out);
+    LY_TRY_TYPE("act_bwd", a->x);
+    LY_TRY_DTYPE("act_bwd", a->dout, a->x.dtype);
+    LY_TRY_DTYPE("act_bwd", a->dx, a->x.dtype);
+    LY_TRY_DTYPE("act_bwd", a->out, a->x.dtype);
     MC_ASSERT(a->dout.n_dims == 2);
     int64_t n_rows = a->dout.dims[0], n_cols = a->dout.dims[1], x_cols = a->kind == LY_SWIGLU ? 2 * n_cols : n_cols;
     MC_ASSERT(ly_is_2d(a->dout, n_rows, n_cols) && ly_is_2d(a->x, n_rows, x_cols) && ly_is_2d(a->dx, n_rows, x_cols) &&
               ly_absent_or_2d(a->out, n_rows, n_cols));
     act_job job = {.kind = a->kind,
-                   .x = ly_cf(a->x),
-                   .dout = ly_cf(a->dout),
-                   .out = ly_f(a->out),
-                   .dx = ly_f(a->dx),
+                   .type = a->x.dtype,
+                   .x = a->x.data,
+                   .dout = a->dout.data,
+                   .out = a->out.data,
+                   .dx = a->dx.data,
                    .n_rows = n_rows,
                    .n_cols = n_cols};
     act_run_job(cx, &job);
@@ -194,11 +200,22 @@ mc_status LY_CPU(act_bwd)(const ly_ctx *cx, const ly_act_bwd *a)
 }
 
 typedef struct flat_job {
-    const float *a, *b;
-    float *out, value;
+    mc_dtype type;
+    const void *a, *b;
+    void *out;
+    float value;
     int64_t n;
     int n_tasks;
 } flat_job;
+
+LY_INLINE void add_of(mc_dtype type, const flat_job *j, int64_t begin, int64_t end)
+{
+    for (int64_t i = begin; i < end; i += LY_LANES) {
+        int64_t n = end - i;
+        ly_vf a = ly_tload(type, ly_elem(type, j->a, i), n), b = ly_tload(type, ly_elem(type, j->b, i), n);
+        ly_tstore(type, ly_elem_out(type, j->out, i), ly_vadd(a, b), n);
+    }
+}
 
 static void add_task(void *arg, int task, int thread, void *scratch)
 {
@@ -207,22 +224,29 @@ static void add_task(void *arg, int task, int thread, void *scratch)
     (void)thread;
     (void)scratch;
     mc_pool_range((long)j->n, j->n_tasks, task, FLAT_BLOCK, &b, &e);
-    for (int64_t i = b; i < e; i += LY_LANES) {
-        ly_vstore_n(j->out + i, ly_vadd(ly_vload_n(j->a + i, e - i), ly_vload_n(j->b + i, e - i)), e - i);
-    }
+    LY_FOR_TYPE(j->type, T, add_of(T, j, b, e));
 }
 
 mc_status LY_CPU(add)(const ly_ctx *cx, const ly_add *a)
 {
-    LY_TRY_F32("add", a->a);
-    LY_TRY_F32("add", a->b);
-    LY_TRY_F32("add", a->out);
+    LY_TRY_TYPE("add", a->a);
+    LY_TRY_DTYPE("add", a->b, a->a.dtype);
+    LY_TRY_DTYPE("add", a->out, a->a.dtype);
     MC_ASSERT(mc_tensor_same_shape(a->a, a->b) && mc_tensor_same_shape(a->a, a->out));
     MC_ASSERT(mc_tensor_contiguous(a->a) && mc_tensor_contiguous(a->b) && mc_tensor_contiguous(a->out));
     int64_t n = mc_tensor_elems(a->out);
-    flat_job job = {.a = ly_cf(a->a), .b = ly_cf(a->b), .out = ly_f(a->out), .n = n, .n_tasks = flat_tasks(n)};
+    flat_job job = {
+        .type = a->a.dtype, .a = a->a.data, .b = a->b.data, .out = a->out.data, .n = n, .n_tasks = flat_tasks(n)};
     mc_pool_run(cx->pool, job.n_tasks, add_task, &job);
     return MC_OK;
+}
+
+LY_INLINE void fill_of(mc_dtype type, const flat_job *j, int64_t begin, int64_t end)
+{
+    ly_vf value = ly_vset1(j->value);
+    for (int64_t i = begin; i < end; i += LY_LANES) {
+        ly_tstore(type, ly_elem_out(type, j->out, i), value, end - i);
+    }
 }
 
 static void fill_task(void *arg, int task, int thread, void *scratch)
@@ -232,21 +256,23 @@ static void fill_task(void *arg, int task, int thread, void *scratch)
     (void)thread;
     (void)scratch;
     mc_pool_range((long)j->n, j->n_tasks, task, FLAT_BLOCK, &b, &e);
-    if (j->value == 0.0f && !signbit(j->value)) {
-        memset(j->out + b, 0, (size_t)(e - b) * sizeof(float)); /* the C library stores past the cache */
+    if (j->value == 0.0f && !signbit(j->value)) { /* zeros of every type; the C library stores past the cache */
+        memset(ly_elem_out(j->type, j->out, b), 0, (size_t)(e - b) * mc_dtype_bytes(j->type));
         return;
     }
-    for (int64_t i = b; i < e; i++) {
-        j->out[i] = j->value;
-    }
+    LY_FOR_TYPE(j->type, T, fill_of(T, j, b, e));
 }
 
 mc_status LY_CPU(fill)(const ly_ctx *cx, const ly_fill *a)
 {
-    LY_TRY_F32("fill", a->x);
+    LY_TRY_TYPE("fill", a->x);
     MC_ASSERT(mc_tensor_contiguous(a->x));
     int64_t n = mc_tensor_elems(a->x);
-    flat_job job = {.out = ly_f(a->x), .value = a->value, .n = n, .n_tasks = ly_tasks(n / FLAT_BLOCK + 1, FLAT_BLOCK)};
+    flat_job job = {.type = a->x.dtype,
+                    .out = a->x.data,
+                    .value = a->value,
+                    .n = n,
+                    .n_tasks = ly_tasks(n / FLAT_BLOCK + 1, FLAT_BLOCK)};
     mc_pool_run(cx->pool, job.n_tasks, fill_task, &job);
     return MC_OK;
 }

@@ -10,6 +10,8 @@
 #ifndef LAYERS_OPS_H
 #define LAYERS_OPS_H
 
+#include <stdbool.h>
+
 #include "layers/attention.h"
 #include "layers/elementwise.h"
 #include "layers/embedding.h"
@@ -30,11 +32,13 @@ typedef struct ly_ops ly_ops;
 /* What every operator call runs on. */
 typedef struct ly_ctx {
     const ly_ops *ops;
-    mc_pool *pool;              /* CPU threads; NULL on other devices */
-    mc_stream stream;           /* compute stream; ignored on the CPU */
-    void *workspace;            /* device memory for one operator at a time on `stream`; NULL on the CPU */
-    size_t workspace_bytes;     /* at least ly_workspace_bytes of every call (workspace.h) */
-    size_t *workspace_peak;     /* (optional) default: not kept. The "plan" table keeps the largest need here */
+    mc_pool *pool;          /* CPU threads; NULL on other devices */
+    mc_stream stream;       /* compute stream; ignored on the CPU */
+    void *workspace;        /* device memory for one operator at a time on `stream`; NULL on the CPU */
+    size_t workspace_bytes; /* at least ly_workspace_bytes of every call (workspace.h) */
+    size_t *workspace_peak; /* (optional) default: not kept. The "plan" table keeps the largest need here */
+    void *backend;          /* the device's own state (mc_device.impl): handles of libraries, plans; NULL on the CPU */
+    bool tf32;              /* f32 products may round what they read to TF32 (10 bits); ignored on the CPU */
     struct ly_profile *profile; /* (optional) default: nothing is timed; set by ly_profile_attach */
 } ly_ctx;
 
@@ -46,7 +50,7 @@ struct ly_ops {
 };
 
 /* Scratch that CPU operators expect from each thread of the pool. */
-enum { LY_POOL_SCRATCH_BYTES = 1 << 20 };
+enum { LY_POOL_SCRATCH_BYTES = 2 << 20 };
 
 /* The table of `backend`: "cpu" is the fastest variant that this processor can run ("cpu-v2", "cpu-v3", "cpu-v4" name
  * them one by one, MC_UNSUPPORTED where it cannot); "plan" does nothing, for dry runs. MC_UNSUPPORTED names every

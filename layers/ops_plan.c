@@ -1,11 +1,20 @@
-/* The "plan" table: every operator succeeds and touches nothing, so that a whole step can be walked without memory. */
-#include "layers/ops.h"
+/* The "plan" table: every operator succeeds and touches nothing, so that a whole step can be walked without memory.
+ * What it would need of a device's workspace is kept. */
+#include "layers/workspace.h"
+
+static void keep_peak(const ly_ctx *cx, size_t bytes)
+{
+    if (bytes > *cx->workspace_peak) {
+        *cx->workspace_peak = bytes;
+    }
+}
 
 #define LY_OP(name)                                                    \
     static mc_status name##_plan(const ly_ctx *cx, const ly_##name *a) \
     {                                                                  \
-        (void)cx;                                                      \
-        (void)a;                                                       \
+        if (cx && cx->workspace_peak) {                                \
+            keep_peak(cx, ly_workspace_bytes_##name(a));               \
+        }                                                              \
         return MC_OK;                                                  \
     }
 #include "layers/ops.def"

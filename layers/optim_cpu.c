@@ -32,6 +32,20 @@ static void for_pieces(const ly_segment *segments, int n_segments, int64_t begin
     }
 }
 
+/* Gradients are f32 or bf16, a model apart from param is of 16 bits. */
+static mc_status check_types(const char *op, mc_tensor grad, mc_tensor model)
+{
+    if (grad.dtype != MC_F32 && grad.dtype != MC_BF16) {
+        return MC_FAIL(MC_UNSUPPORTED, "operator %s: operand grad is %s; it takes f32 or bf16", op,
+                       mc_dtype_name(grad.dtype));
+    }
+    if (mc_tensor_present(model) && model.dtype != MC_BF16 && model.dtype != MC_F16) {
+        return MC_FAIL(MC_UNSUPPORTED, "operator %s: operand model is %s; it takes bf16 or f16", op,
+                       mc_dtype_name(model.dtype));
+    }
+    return MC_OK;
+}
+
 static bool segments_are_sorted(const ly_segment *s, int n_segments, int64_t n)
 {
     for (int i = 0; i < n_segments; i++) {
@@ -47,11 +61,23 @@ typedef struct adamw_job {
     float step_size, inv_sqrt_bc2; /* lr / (1 - b1^step), 1 / sqrt(1 - b2^step) */
 } adamw_job;
 
-static void adamw_piece(void *arg, const ly_segment *s, int64_t begin, int64_t end)
+/* The parameters that the model computes with: 16 bits, where there are any apart from param. */
+LY_INLINE void store_model(mc_tensor model, int64_t i, ly_vf p, int64_t n)
 {
-    const adamw_job *j = arg;
+    if (!model.data) {
+        return;
+    }
+    if (model.dtype == MC_BF16) {
+        ly_tstore(MC_BF16, ly_elem_out(MC_BF16, model.data, i), p, n);
+    } else {
+        ly_tstore(MC_F16, ly_elem_out(MC_F16, model.data, i), p, n);
+    }
+}
+
+LY_INLINE void adamw_run(mc_dtype grad_type, const adamw_job *j, const ly_segment *s, int64_t begin, int64_t end)
+{
     const ly_adamw *a = j->a;
-    float *param = ly_f(a->param), *m = ly_f(a->m), *v = ly_f(a->v), *grad = ly_f(a->grad);
+    float *param = ly_f(a->param), *m = ly_f(a->m), *v = ly_f(a->v);
     ly_vf b1 = ly_vset1(a->beta1), c1 = ly_vset1(1.0f - a->beta1), b2 = ly_vset1(a->beta2);
     ly_vf c2 = ly_vset1(1.0f - a->beta2), scale = ly_vset1(a->grad_scale), eps = ly_vset1(a->eps);
     ly_vf step = ly_vset1(j->step_size * s->lr_mult), root = ly_vset1(j->inv_sqrt_bc2);
@@ -59,18 +85,27 @@ static void adamw_piece(void *arg, const ly_segment *s, int64_t begin, int64_t e
     ly_vf decay = ly_vset1(a->lr * s->lr_mult * a->weight_decay * s->decay_mult);
     for (int64_t i = begin; i < end; i += LY_LANES) {
         int64_t n = end - i;
-        ly_vf g = ly_vmul(ly_vload_n(grad + i, n), scale), p = ly_vload_n(param + i, n);
-        ly_vf mi = ly_vfma(b1, ly_vload_n(m + i, n), ly_vmul(c1, g));
-        ly_vf vi = ly_vfma(b2, ly_vload_n(v + i, n), ly_vmul(ly_vmul(c2, g), g));
+        void *grad = ly_elem_out(grad_type, a->grad.data, i);
+        ly_vf g = ly_vmul(ly_tload(grad_type, grad, n), scale), p = ly_vload_n(param + i, n);
+        ly_vf mi = ly_vfma(c1, g, ly_vmul(b1, ly_vload_n(m + i, n)));
+        ly_vf vi = ly_vfma(ly_vmul(c2, g), g, ly_vmul(b2, ly_vload_n(v + i, n)));
         ly_vf denominator = ly_vfma(ly_vsqrt(vi), root, eps);
         ly_vf kept = ly_vfnma(decay, p, p);
+        ly_vf next = ly_vfnma(step, ly_vdiv(mi, denominator), kept);
         ly_vstore_n(m + i, mi, n);
         ly_vstore_n(v + i, vi, n);
-        ly_vstore_n(param + i, ly_vfnma(step, ly_vdiv(mi, denominator), kept), n);
+        ly_vstore_n(param + i, next, n);
+        store_model(a->model, i, next, n);
         if (a->clear_grad) {
-            ly_vstore_n(grad + i, ly_vset1(0.0f), n);
+            ly_tstore(grad_type, grad, ly_vset1(0.0f), n);
         }
     }
+}
+
+static void adamw_piece(void *arg, const ly_segment *s, int64_t begin, int64_t end)
+{
+    const adamw_job *j = arg;
+    LY_FOR_TYPE(j->a->grad.dtype, T, adamw_run(T, j, s, begin, end));
 }
 
 static void adamw_task(void *arg, int task, int thread, void *scratch)
@@ -86,11 +121,12 @@ static void adamw_task(void *arg, int task, int thread, void *scratch)
 mc_status LY_CPU(adamw)(const ly_ctx *cx, const ly_adamw *a)
 {
     LY_TRY_F32("adamw", a->param);
-    LY_TRY_F32("adamw", a->grad);
+    MC_TRY(check_types("adamw", a->grad, a->model));
     LY_TRY_F32("adamw", a->m);
     LY_TRY_F32("adamw", a->v);
     int64_t n = a->param.dims[0];
     MC_ASSERT(ly_is_1d(a->param, n) && ly_is_1d(a->grad, n) && ly_is_1d(a->m, n) && ly_is_1d(a->v, n));
+    MC_ASSERT(ly_absent_or_1d(a->model, n));
     MC_ASSERT(a->step >= 1 && segments_are_sorted(a->segments, a->n_segments, n));
     double bc1 = 1.0 - pow((double)a->beta1, (double)a->step), bc2 = 1.0 - pow((double)a->beta2, (double)a->step);
     adamw_job job = {a, (float)((double)a->lr / bc1), (float)(1.0 / sqrt(bc2))};
@@ -98,23 +134,29 @@ mc_status LY_CPU(adamw)(const ly_ctx *cx, const ly_adamw *a)
     return MC_OK;
 }
 
-static void sgd_piece(void *arg, const ly_segment *s, int64_t begin, int64_t end)
+LY_INLINE void sgd_run(mc_dtype grad_type, const ly_sgd *a, const ly_segment *s, int64_t begin, int64_t end)
 {
-    const ly_sgd *a = arg;
     float *param = ly_f(a->param), *m = ly_f(a->m);
-    const float *grad = ly_cf(a->grad);
     ly_vf lr = ly_vset1(a->lr * s->lr_mult), decay = ly_vset1(a->weight_decay * s->decay_mult);
     ly_vf scale = ly_vset1(a->grad_scale), momentum = ly_vset1(a->momentum);
     for (int64_t i = begin; i < end; i += LY_LANES) {
         int64_t n = end - i;
-        ly_vf p = ly_vload_n(param + i, n), g = ly_vmul(ly_vload_n(grad + i, n), scale);
-        g = ly_vfma(decay, p, g);
+        ly_vf p = ly_vload_n(param + i, n);
+        ly_vf g = ly_vfma(ly_tload(grad_type, ly_elem(grad_type, a->grad.data, i), n), scale, ly_vmul(decay, p));
         if (m) {
             g = ly_vfma(momentum, ly_vload_n(m + i, n), g);
             ly_vstore_n(m + i, g, n);
         }
-        ly_vstore_n(param + i, ly_vfnma(lr, g, p), n);
+        p = ly_vfnma(lr, g, p);
+        ly_vstore_n(param + i, p, n);
+        store_model(a->model, i, p, n);
     }
+}
+
+static void sgd_piece(void *arg, const ly_segment *s, int64_t begin, int64_t end)
+{
+    const ly_sgd *a = arg;
+    LY_FOR_TYPE(a->grad.dtype, T, sgd_run(T, a, s, begin, end));
 }
 
 static void sgd_task(void *arg, int task, int thread, void *scratch)
@@ -130,11 +172,11 @@ static void sgd_task(void *arg, int task, int thread, void *scratch)
 mc_status LY_CPU(sgd)(const ly_ctx *cx, const ly_sgd *a)
 {
     LY_TRY_F32("sgd", a->param);
-    LY_TRY_F32("sgd", a->grad);
+    MC_TRY(check_types("sgd", a->grad, a->model));
     LY_TRY_F32("sgd", a->m);
     int64_t n = a->param.dims[0];
     MC_ASSERT(ly_is_1d(a->param, n) && ly_is_1d(a->grad, n) && ly_absent_or_1d(a->m, n));
-    MC_ASSERT(mc_tensor_present(a->m) || a->momentum == 0.0f);
+    MC_ASSERT((mc_tensor_present(a->m) || a->momentum == 0.0f) && ly_absent_or_1d(a->model, n));
     MC_ASSERT(segments_are_sorted(a->segments, a->n_segments, n));
     ly_sgd job = *a;
     mc_pool_run(cx->pool, (int)((n + SLAB_BLOCK - 1) / SLAB_BLOCK), sgd_task, &job);
@@ -148,30 +190,50 @@ typedef struct norm_job {
 } norm_job;
 
 typedef struct norm_part {
-    const float *x;
+    mc_tensor x;
     double sum;
 } norm_part;
 
-static void norm_piece(void *arg, const ly_segment *s, int64_t begin, int64_t end)
+/* lane[k] += v[k]^2 */
+LY_INLINE void add_squares(double *lane, const float *v)
 {
-    norm_part *part = arg;
-    const float *x = part->x;
-    double lane[LY_LANES] = {0}, total = 0.0;
-    int64_t i = begin;
-    if (s->norm_weight == 0.0f) {
-        return;
+    for (int k = 0; k < LY_LANES; k++) {
+        lane[k] += (double)v[k] * (double)v[k];
     }
+}
+
+/* Sum of squares: 16 chains of elements, and then their sum. */
+LY_INLINE double squares(mc_dtype type, const void *x, int64_t begin, int64_t end)
+{
+    double lane[LY_LANES] = {0}, total = 0.0;
+    float copy[LY_LANES];
+    int64_t i = begin;
     for (; i + LY_LANES <= end; i += LY_LANES) {
-        for (int k = 0; k < LY_LANES; k++) {
-            lane[k] += (double)x[i + k] * (double)x[i + k];
+        if (type == MC_F32) { /* from where it lies: by way of the copy is three times slower */
+            add_squares(lane, (const float *)x + i);
+        } else {
+            ly_vstore(copy, ly_tload(type, ly_elem(type, x, i), LY_LANES));
+            add_squares(lane, copy);
         }
     }
-    for (int k = 0; i < end; i++, k++) {
-        lane[k] += (double)x[i] * (double)x[i];
+    if (i < end) {
+        ly_vstore(copy, ly_tload(type, ly_elem(type, x, i), end - i));
+        add_squares(lane, copy);
     }
     for (int k = 0; k < LY_LANES; k++) {
         total += lane[k];
     }
+    return total;
+}
+
+static void norm_piece(void *arg, const ly_segment *s, int64_t begin, int64_t end)
+{
+    norm_part *part = arg;
+    double total = 0.0;
+    if (s->norm_weight == 0.0f) {
+        return;
+    }
+    LY_FOR_TYPE(part->x.dtype, T, total = squares(T, part->x.data, begin, end));
     part->sum += (double)s->norm_weight * total;
 }
 
@@ -181,7 +243,7 @@ static void norm_task(void *arg, int task, int thread, void *scratch)
     const ly_sq_norm *a = j->a;
     int64_t begin = task * j->part_elems, n = a->x.dims[0];
     int64_t end = begin + j->part_elems < n ? begin + j->part_elems : n;
-    norm_part part = {.x = ly_cf(a->x)};
+    norm_part part = {.x = a->x};
     (void)thread;
     (void)scratch;
     for_pieces(a->segments, a->n_segments, begin, end, norm_piece, &part);
@@ -190,7 +252,10 @@ static void norm_task(void *arg, int task, int thread, void *scratch)
 
 mc_status LY_CPU(sq_norm)(const ly_ctx *cx, const ly_sq_norm *a)
 {
-    LY_TRY_F32("sq_norm", a->x);
+    if (a->x.dtype != MC_F32 && a->x.dtype != MC_BF16) {
+        return MC_FAIL(MC_UNSUPPORTED, "operator sq_norm: operand x is %s; it takes f32 or bf16",
+                       mc_dtype_name(a->x.dtype));
+    }
     LY_TRY_DTYPE("sq_norm", a->out, MC_F64);
     int64_t n = a->x.dims[0];
     MC_ASSERT(ly_is_1d(a->x, n) && ly_is_1d(a->out, 1) && segments_are_sorted(a->segments, a->n_segments, n));

@@ -13,8 +13,8 @@ extern "C" {
 
 /* What cuBLASLt may use for one product; NVIDIA advises 32 MiB from Hopper on. */
 enum { LY_GEMM_WORKSPACE_BYTES = 32 << 20 };
-/* Rows of partial sums that kernels with column sums (norm_bwd, head_norm_bwd, bias_grad, sq_norm) write at most,
- * before the last block adds them in order. */
+/* Rows of partial sums that kernels with column sums (norm_bwd, head_norm_bwd, bias_grad, sq_norm) write at most; a
+ * second kernel adds them in order. How many follows from the shape alone (layers/cuda/partials.h). */
 enum { LY_PARTIALS = 264 };
 
 /* Bytes for this call; 0 where none are needed. One function for every operator of ops.def. */

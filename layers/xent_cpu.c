@@ -146,26 +146,28 @@ static row_total combine(const ly_xent_grad *a, int64_t r)
     return t;
 }
 
-/* x = softmax * factor, then the target's column less factor, padding 0. */
-static void grad_row(const xent_job *j, int64_t r, row_total total, float factor)
+/* dx = softmax * factor, then the target's column less factor, padding 0. dx may be the logits. */
+LY_INLINE void grad_row(mc_dtype type, const xent_job *j, int64_t r, row_total total, float factor, void *dx)
 {
-    float *x = ly_f(j->logits) + r * j->logits.dims[1];
-    int64_t target = local_target(j, r), n_cols = j->valid;
+    const float *x = ly_cf(j->logits) + r * j->logits.dims[1];
+    int64_t target = local_target(j, r), n_cols = j->valid, n_padding = j->logits.dims[1] - n_cols;
     ly_vf m = ly_vset1(total.max), f = ly_vset1((float)((double)factor / total.sum));
     float at_target = target >= 0 ? (float)(exp((double)x[target] - (double)total.max) / total.sum - 1.0) : 0.0f;
     for (int64_t c = 0; c < n_cols; c += LY_LANES) {
-        ly_vstore_n(x + c, ly_vmul(ly_vexp(ly_vsub(ly_vload_n(x + c, n_cols - c), m)), f), n_cols - c);
+        ly_vf e = ly_vexp(ly_vsub(ly_vload_n(x + c, n_cols - c), m));
+        ly_tstore(type, ly_elem_out(type, dx, c), ly_vmul(e, f), n_cols - c);
     }
     if (target >= 0) {
-        x[target] = at_target * factor;
+        ly_tstore(type, ly_elem_out(type, dx, target), ly_vset1(at_target * factor), 1);
     }
-    memset(x + n_cols, 0, (size_t)(j->logits.dims[1] - n_cols) * sizeof *x);
+    memset(ly_elem_out(type, dx, n_cols), 0, (size_t)n_padding * mc_dtype_bytes(type));
 }
 
 static void grad_task(void *arg, int task, int thread, void *scratch)
 {
     const xent_job *j = arg;
     const ly_xent_grad *a = j->grad;
+    mc_tensor out = mc_tensor_present(a->dlogits) ? a->dlogits : j->logits;
     long r0, r1;
     (void)thread;
     (void)scratch;
@@ -180,10 +182,11 @@ static void grad_task(void *arg, int task, int thread, void *scratch)
         if (!a->write_grad) {
             continue;
         }
+        void *dx = ly_elem_out(out.dtype, out.data, r * out.dims[1]);
         if (weight == 0.0f) { /* masked: 0 even where the row holds NaN */
-            memset(ly_f(j->logits) + r * j->logits.dims[1], 0, (size_t)j->logits.dims[1] * sizeof(float));
+            memset(dx, 0, (size_t)out.dims[1] * mc_dtype_bytes(out.dtype));
         } else {
-            grad_row(j, r, total, weight * a->scale);
+            LY_FOR_TYPE(out.dtype, T, grad_row(T, j, r, total, weight * a->scale, dx));
         }
     }
 }
@@ -195,12 +198,14 @@ mc_status LY_CPU(xent_grad)(const ly_ctx *cx, const ly_xent_grad *a)
     LY_TRY_F32("xent_grad", a->all_stats);
     LY_TRY_F32("xent_grad", a->losses);
     LY_TRY_F32("xent_grad", a->weights);
+    LY_TRY_TYPE("xent_grad", a->dlogits);
     MC_ASSERT(a->logits.n_dims == 2 && a->all_stats.n_dims == 3);
     int64_t n_rows = a->logits.dims[0], n_cols = a->logits.dims[1];
     MC_ASSERT(ly_is_2d(a->logits, n_rows, n_cols) && ly_is_1d(a->targets, n_rows));
     MC_ASSERT(a->all_stats.dims[0] >= 1 && a->all_stats.dims[1] == n_rows && a->all_stats.dims[2] == 3 &&
               mc_tensor_contiguous(a->all_stats));
-    MC_ASSERT(ly_absent_or_1d(a->losses, n_rows) && ly_absent_or_1d(a->weights, n_rows));
+    MC_ASSERT(ly_absent_or_1d(a->losses, n_rows) && ly_absent_or_1d(a->weights, n_rows) &&
+              ly_absent_or_2d(a->dlogits, n_rows, n_cols));
     xent_job job = {.logits = a->logits,
                     .targets = a->targets,
                     .vocab0 = a->vocab0,

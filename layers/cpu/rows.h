@@ -3,6 +3,7 @@
 #define LAYERS_CPU_ROWS_H
 
 #include "layers/cpu/simd.h"
+#include "layers/cpu/typed.h"
 #include "layers/ops.h"
 #include "megac/base/status.h"
 
@@ -49,6 +50,13 @@ LY_INLINE ly_cols ly_cols_add(ly_cols x, ly_cols y)
     return (ly_cols){{ly_vadd(x.v[0], y.v[0]), ly_vadd(x.v[1], y.v[1])}};
 }
 
+/* The same from elements of any type. */
+LY_INLINE ly_cols ly_cols_tload(mc_dtype type, const void *x, int64_t n)
+{
+    return (ly_cols){
+        {ly_tload(type, x, n), n > LY_LANES ? ly_tload(type, ly_elem(type, x, LY_LANES), n - LY_LANES) : ly_vzero()}};
+}
+
 /* x[0..n) += sums */
 LY_INLINE void ly_cols_accumulate(float *x, ly_cols sums, int64_t n)
 {
@@ -69,7 +77,7 @@ LY_INLINE float *ly_f(mc_tensor t)
     return (float *)t.data;
 }
 
-/* Contiguous f32 of exactly d0 x d1 (d0 for vectors with d1 = 0). */
+/* Contiguous and exactly d0 x d1, or d0, long. */
 LY_INLINE int ly_is_2d(mc_tensor t, int64_t d0, int64_t d1)
 {
     return t.n_dims == 2 && t.dims[0] == d0 && t.dims[1] == d1 && mc_tensor_contiguous(t);
@@ -91,13 +99,25 @@ LY_INLINE int ly_absent_or_1d(mc_tensor t, int64_t d0)
 }
 
 /* Refuses a present tensor a->name of another type than `want`; `op` is a literal. (3: the length of "a->".) */
-#define LY_TRY_DTYPE(op, tensor, want)                                                                     \
-    do {                                                                                                   \
-        if (mc_tensor_present(tensor) && (tensor).dtype != (want)) {                                       \
-            return MC_FAIL(MC_UNSUPPORTED, "operator " op ": operand %s is %s; the CPU operators take %s", \
-                           &(#tensor)[3], mc_dtype_name((tensor).dtype), mc_dtype_name(want));             \
-        }                                                                                                  \
+#define LY_TRY_DTYPE(op, tensor, want)                                                                    \
+    do {                                                                                                  \
+        if (mc_tensor_present(tensor) && (tensor).dtype != (want)) {                                      \
+            return MC_FAIL(MC_UNSUPPORTED, "operator " op ": operand %s is %s; this call takes %s there", \
+                           &(#tensor)[3], mc_dtype_name((tensor).dtype), mc_dtype_name(want));            \
+        }                                                                                                 \
     } while (0)
 #define LY_TRY_F32(op, tensor) LY_TRY_DTYPE(op, tensor, MC_F32)
+
+/* Refuses a present tensor a->name whose type is not one that LY_FOR_TYPE knows. Other tensors of type T follow:
+ * LY_TRY_DTYPE(op, a->other, a->name.dtype). */
+#define LY_TRY_TYPE(op, tensor)                                                                           \
+    do {                                                                                                  \
+        if (mc_tensor_present(tensor) && (tensor).dtype != MC_F32 && (tensor).dtype != MC_BF16 &&         \
+            (tensor).dtype != MC_F16) {                                                                   \
+            return MC_FAIL(MC_UNSUPPORTED,                                                                \
+                           "operator " op ": operand %s is %s; the CPU operators take f32, bf16 and f16", \
+                           &(#tensor)[3], mc_dtype_name((tensor).dtype));                                 \
+        }                                                                                                 \
+    } while (0)
 
 #endif

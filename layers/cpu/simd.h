@@ -84,12 +84,22 @@ LY_I_DEFINE(ly_vf, ly_vmul, (ly_vf x, ly_vf y), LY_I_STMT)
 #define LY_I_STMT(p, at) r.p = x.p / y.p;
 LY_I_DEFINE(ly_vf, ly_vdiv, (ly_vf x, ly_vf y), LY_I_STMT)
 #undef LY_I_STMT
-/* x y + z, one rounding where the processor has fused multiply-add. */
-#define LY_I_STMT(p, at) r.p = x.p * y.p + z.p;
+/* x y + z and z - x y, one rounding where the processor has fused multiply-add. Written out, since the compiler may
+ * fuse either product of x y + (u v): all copies of an operator that it makes must round alike. */
+#if defined(__AVX512F__)
+#define LY_I_FMA(x, y, z) (ly_i_f) _mm512_fmadd_ps((__m512)(x), (__m512)(y), (__m512)(z))
+#define LY_I_FNMA(x, y, z) (ly_i_f) _mm512_fnmadd_ps((__m512)(x), (__m512)(y), (__m512)(z))
+#elif defined(__FMA__) && defined(__AVX2__)
+#define LY_I_FMA(x, y, z) (ly_i_f) _mm256_fmadd_ps((__m256)(x), (__m256)(y), (__m256)(z))
+#define LY_I_FNMA(x, y, z) (ly_i_f) _mm256_fnmadd_ps((__m256)(x), (__m256)(y), (__m256)(z))
+#else
+#define LY_I_FMA(x, y, z) ((x) * (y) + (z))
+#define LY_I_FNMA(x, y, z) ((z) - (x) * (y))
+#endif
+#define LY_I_STMT(p, at) r.p = LY_I_FMA(x.p, y.p, z.p);
 LY_I_DEFINE(ly_vf, ly_vfma, (ly_vf x, ly_vf y, ly_vf z), LY_I_STMT)
 #undef LY_I_STMT
-/* z - x y */
-#define LY_I_STMT(p, at) r.p = z.p - x.p * y.p;
+#define LY_I_STMT(p, at) r.p = LY_I_FNMA(x.p, y.p, z.p);
 LY_I_DEFINE(ly_vf, ly_vfnma, (ly_vf x, ly_vf y, ly_vf z), LY_I_STMT)
 #undef LY_I_STMT
 #define LY_I_STMT(p, at) r.p = (ly_i_i)(x.p < y.p);

@@ -16,6 +16,9 @@ extern "C" {
 #include "layers/ops.def"
 #undef LY_OP
 
+/* Largest head that the attention kernels hold in registers and shared memory; the table refuses wider ones. */
+enum { LY_CUDA_MAX_HEAD = 256 };
+
 #ifdef __cplusplus
 }
 #endif

@@ -13,6 +13,11 @@ void mc_arena_bind(mc_arena *arena, void *base, size_t bytes)
     *arena = (mc_arena){.name = arena->name, .base = base, .cap_bytes = bytes, .bound = true};
 }
 
+void mc_arena_bind_split(mc_arena *arena, mc_arena_split *split, size_t bytes)
+{
+    *arena = (mc_arena){.name = arena->name, .cap_bytes = bytes, .bound = true, .split = split};
+}
+
 void *mc_arena_take(mc_arena *arena, size_t bytes)
 {
     MC_ASSERT(bytes <= SIZE_MAX / 2); /* a negative count, or a sum that wraps around */
@@ -20,7 +25,8 @@ void *mc_arena_take(mc_arena *arena, size_t bytes)
     MC_ASSERT(need <= arena->cap_bytes - arena->used_bytes);
     /* While measuring, addresses start at one alignment unit: never NULL, which means "absent". */
     uintptr_t base = arena->bound ? (uintptr_t)arena->base : (uintptr_t)MC_ARENA_ALIGN;
-    void *out = (void *)(base + arena->used_bytes);
+    void *out = arena->split ? mc_arena_split_take(arena->split, arena->name, arena->used_bytes, bytes)
+                             : (void *)(base + arena->used_bytes);
     arena->used_bytes += need;
     arena->peak_bytes = arena->used_bytes > arena->peak_bytes ? arena->used_bytes : arena->peak_bytes;
     return out;

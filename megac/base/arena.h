@@ -11,6 +11,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+#include "megac/base/device.h"
 #include "megac/base/tensor.h"
 
 #ifdef __cplusplus
@@ -19,11 +20,14 @@ extern "C" {
 
 enum { MC_ARENA_ALIGN = 256 };
 
+typedef struct mc_arena_split mc_arena_split;
+
 typedef struct mc_arena {
     const char *name;    /* "model", "stash", ... as the plan prints it */
     unsigned char *base; /* NULL while measuring */
     size_t cap_bytes, used_bytes, peak_bytes;
     bool bound;
+    mc_arena_split *split; /* where takes come from instead of `base`; NULL but in tests */
 } mc_arena;
 
 /* A measuring arena: unlimited, without memory. */
@@ -31,6 +35,17 @@ void mc_arena_init(mc_arena *arena, const char *name);
 /* Gives the arena its memory (MC_ARENA_ALIGN aligned, kept until the arena is no longer used) and rewinds it to empty.
  */
 void mc_arena_bind(mc_arena *arena, void *base, size_t bytes);
+
+/* For tests (MC_ARENA_SPLIT=1): a block hides a tensor that runs over its end into the next one. Bound to a split, an
+ * arena takes every tensor from the device itself, exactly as long as asked for; the same place and length after a
+ * rewind is the same allocation again. Takes of a bound arena cannot fail, so want of memory is asserted.
+ * mc_arena_split_wanted reads the environment; destroy frees all, and takes NULL. */
+bool mc_arena_split_wanted(void);
+mc_status mc_arena_split_create(mc_device *dev, mc_mem kind, mc_arena_split **split_out) MC_MUST_CHECK;
+void mc_arena_split_destroy(mc_arena_split *split);
+void mc_arena_bind_split(mc_arena *arena, mc_arena_split *split, size_t bytes);
+/* The allocation of `bytes` at `offset`; for mc_arena_take. */
+void *mc_arena_split_take(mc_arena_split *split, const char *arena, size_t offset, size_t bytes);
 
 /* `bytes` rounded up to MC_ARENA_ALIGN. Running out of a bound arena is a broken plan (asserted). */
 void *mc_arena_take(mc_arena *arena, size_t bytes);

@@ -28,6 +28,8 @@ typedef enum { MC_MEM_DEVICE, MC_MEM_PINNED_HOST } mc_mem;
 typedef struct mc_device_ops {
     const char *name; /* "cpu" */
     bool host_memory; /* the host reads and writes device memory as its own */
+    /* (optional) default: always. Without opening device `ordinal`, false with the reason and the remedy. */
+    bool (*usable)(int ordinal, char *why_out, size_t cap);
     /* MC_UNSUPPORTED tells why this machine has no such device. */
     mc_status (*open)(mc_device *dev, int ordinal);
     void (*close)(mc_device *dev);
@@ -49,10 +51,10 @@ typedef struct mc_device_ops {
     void (*describe)(mc_device *dev, char *text_out, size_t cap);
     /* (optional) default: ranks of this device exchange tensors through host communicators. Makes a communicator of the
      * device's own between the members of `host`, over which it meets them; its operations follow the work queued on
-     * `stream` and `mc_comm_wait` makes `stream` follow them, without the host waiting. Collective over `host`, which
-     * must outlive it. */
-    mc_status (*comm_create)(mc_device *dev, const struct mc_comm *host, mc_stream stream, double deadline_seconds,
-                             struct mc_comm *comm_out);
+     * `stream` and `mc_comm_wait` makes `stream` follow them, without the host waiting. Without `sends` it can do
+     * collectives only. Collective over `host`, which must outlive it. */
+    mc_status (*comm_create)(mc_device *dev, const struct mc_comm *host, mc_stream stream, bool sends,
+                             double deadline_seconds, struct mc_comm *comm_out);
     /* (optional) default: ly_ops_get("cpu"). The device's `const ly_ops *`. */
     const void *operators;
 } mc_device_ops;
@@ -63,9 +65,11 @@ struct mc_device {
     void *impl;
 };
 
-/* Opens device `ordinal` of the backend called `name`. "cuda" loads libmegac_cuda.so, from the program's folder or the
- * loader's path, whose symbol `mc_device_cuda` is its table. MC_UNSUPPORTED lists the backends of this build, or says
- * which library, driver or device is missing. */
+/* Opens device `ordinal` (local rank) of the backend called `name`. "cuda" loads libmegac_cuda.so, from the program's
+ * folder or the loader's path, whose symbol `mc_device_cuda` is its table; ordinals count modulo the visible devices.
+ * "auto" is "cuda" where it is usable, else "cpu"; where the machine has no driver it loads nothing, and where one is
+ * there but unusable it warns. MC_UNSUPPORTED lists the known names, or says which library, driver or device is missing
+ * and what to do. */
 mc_status mc_device_open(const char *name, int ordinal, mc_device *dev_out) MC_MUST_CHECK;
 void mc_device_close(mc_device *dev);
 

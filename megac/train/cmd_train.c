@@ -9,6 +9,7 @@
 #include "megac/train/ckpt_inspect.h"
 #include "megac/train/commands.h"
 #include "megac/train/run.h"
+#include "megac/train/trace.h"
 
 /* Whether the set is large enough shows now, not at the first evaluation. */
 static mc_status open_valid(mt_run *run)
@@ -104,6 +105,10 @@ static mc_status train(mt_run *run, mt_options *o, mt_end *end_out)
         MC_TRY(mt_setup_lr(&run->e->setup, &run->lr));
     }
     MC_TRY(mt_feed_open(run->e, &run->train));
+    if (o->trace_tensors) {
+        MC_TRY(mt_trace_open(o->trace_tensors, mc_world_job(run->world)->rank, &run->e->dev, run->e->ly.stream,
+                             &run->e->stage->trace));
+    }
     if (mt_setup_evaluates(o)) {
         MC_TRY(open_valid(run));
     }
@@ -139,6 +144,9 @@ mc_status mt_cmd_train(const mc_job *job, int argc, char **argv)
     MC_KEEP_FIRST(st, mt_metrics_close(&run.metrics));
     mt_feed_close(&run.train);
     mt_feed_close(&run.valid);
+    if (run.e && run.e->stage) {
+        MC_KEEP_FIRST(st, mt_trace_close(run.e->stage->trace));
+    }
     mt_engine_destroy(run.e);
     if (st == MC_OK && end == MT_STOPPED_EARLY && run.saved_iteration >= 0) {
         st = MC_STOPPED;

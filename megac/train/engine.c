@@ -1,5 +1,6 @@
 #include "megac/train/engine.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "megac/base/alloc.h"
@@ -34,8 +35,8 @@ static mc_status device_group(mt_engine *e, mc_comm *group)
     *host = *group;
     *group = (mc_comm){0};
     if (e->dev.ops->comm_create && (!o->comm || strcmp(o->comm, "nccl") == 0)) {
-        MC_TRY(
-            e->dev.ops->comm_create(&e->dev, host, e->ly.stream, 60.0 * (double)o->distributed_timeout_minutes, &made));
+        MC_TRY(e->dev.ops->comm_create(&e->dev, host, e->ly.stream, group == &e->groups.pp,
+                                       60.0 * (double)o->distributed_timeout_minutes, &made));
     } else {
         MC_TRY(mc_comm_staged(&e->dev, host, e->ly.stream, &made));
     }
@@ -102,8 +103,14 @@ static mc_status open_device(mt_engine *e, const char *name)
 {
     MC_TRY(mc_device_open(name, mc_world_job(e->world)->local_rank, &e->dev));
     e->setup.device = e->dev.ops->name;
+    if (strcmp(name, "auto") == 0) { /* each rank chose for itself */
+        char text[64];
+        snprintf(text, sizeof text, "device %s\n", e->dev.ops->name);
+        MC_TRY(mc_world_agree(e->world, text));
+    }
     MC_TRY(mc_pool_create(e->setup.n_threads, LY_POOL_SCRATCH_BYTES, &e->pool));
     e->ly.pool = e->pool;
+    e->ly.backend = e->dev.impl;
     e->ly.ops = e->dev.ops->operators;
     if (!e->ly.ops) {
         MC_TRY(ly_ops_get("cpu", &e->ly.ops));
@@ -111,12 +118,24 @@ static mc_status open_device(mt_engine *e, const char *name)
     return e->dev.ops->stream_create(&e->dev, &e->ly.stream);
 }
 
+/* Before anything is reserved. */
+static mc_status check_precision(const mt_engine *e)
+{
+    if (e->setup.model.dtype != MC_F32 && e->dev.ops->host_memory) {
+        return MC_FAIL(MC_UNSUPPORTED,
+                       "--bf16: norms and attention on the CPU compute in fp32 only; use --device cuda, "
+                       "or leave the flag out");
+    }
+    return MC_OK;
+}
+
 static mc_status create(mt_engine *e, const mt_options *o, mt_purpose purpose, const ds_source *data)
 {
     const mc_job *job = mc_world_job(e->world);
     MC_TRY(mt_setup_init(&e->setup, o, purpose, job->size, job->local_size, data));
     e->place = mt_setup_place(&e->setup, job->rank);
-    MC_TRY(open_device(e, strcmp(o->device, "auto") == 0 ? "cpu" : o->device));
+    MC_TRY(open_device(e, o->device));
+    MC_TRY(check_precision(e));
     MC_TRY(open_groups(e));
     MC_TRY(open_plans(e));
     return open_model(e);
@@ -141,6 +160,9 @@ void mt_engine_destroy(mt_engine *e)
 {
     if (!e) {
         return;
+    }
+    if (e->dev.ops && e->ly.stream.handle) { /* after an error work may be under way: what it uses must outlive it */
+        (void)e->dev.ops->stream_sync(&e->dev, e->ly.stream);
     }
     mt_optimizer_destroy(e->optimizer);
     mt_stage_destroy(e->stage);

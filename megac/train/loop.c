@@ -6,6 +6,7 @@
 #include "megac/base/alloc.h"
 #include "megac/base/log.h"
 #include "megac/train/run.h"
+#include "megac/train/trace.h"
 
 double mt_now(void)
 {
@@ -70,6 +71,7 @@ static mc_status train_step(mt_run *run, mt_metrics_step *out)
     /* Megatron-LM moves its scheduler after the update: the rate of a step is that of the samples before it. */
     double at = (double)run->consumed_samples, lr = mt_lr_at(&run->lr, at);
     bool trains = !passed_over(run);
+    mt_trace_step(e->stage->trace, run->iteration + 1);
     if (trains) {
         MC_TRY(total_weight(run, weight, &total));
         MC_TRY(mt_engine_run_step(e, run->train.loader, n_micro, true, 1 / total, &stats));

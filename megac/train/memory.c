@@ -104,6 +104,19 @@ static mc_status take_memory(mt_memory *m, bool shares, mc_world *world, void **
     return shares ? mc_world_map(world, shared, "activations and gradients", exchanged_out) : MC_OK;
 }
 
+/* Every tensor an allocation of its own, besides the slabs that were reserved. */
+static mc_status split(mt_memory *m, mt_arenas *a)
+{
+    mc_arena *all[MT_N_ARENAS] = {&a->params,  &a->grads,   &a->optimizer, &a->stash,
+                                  &a->scratch, &a->process, &a->pinned};
+    for (int i = 0; i < MT_N_ARENAS; i++) {
+        mc_mem kind = all[i] == &a->pinned ? MC_MEM_PINNED_HOST : MC_MEM_DEVICE;
+        MC_TRY(mc_arena_split_create(m->dev, kind, &m->splits[i]));
+        mc_arena_bind_split(all[i], m->splits[i], all[i]->cap_bytes);
+    }
+    return MC_OK;
+}
+
 mc_status mt_memory_reserve(mt_memory *memory, const mt_memory_plan *plan, mc_device *dev, mc_world *world,
                             mt_arenas *arenas)
 {
@@ -127,12 +140,22 @@ mc_status mt_memory_reserve(mt_memory *memory, const mt_memory_plan *plan, mc_de
     carve(&at, &arenas->stash, plan->stash);
     carve(&at, &arenas->scratch, plan->scratch);
     mc_arena_bind(&arenas->pinned, m.pinned, plan->pinned);
+    if (mc_arena_split_wanted() && !shares) {
+        st = split(&m, arenas);
+        if (st != MC_OK) {
+            mt_memory_release(&m);
+            return st;
+        }
+    }
     *memory = m;
     return MC_OK;
 }
 
 void mt_memory_release(mt_memory *m)
 {
+    for (int i = 0; i < MT_N_ARENAS; i++) {
+        mc_arena_split_destroy(m->splits[i]);
+    }
     if (m->own) {
         m->dev->ops->free(m->dev, MC_MEM_DEVICE, m->own, m->own_bytes);
     }

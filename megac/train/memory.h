@@ -32,6 +32,8 @@ size_t mt_memory_total(const mt_memory_plan *plan);
 /* What this rank will reserve. Runs no arithmetic and touches no memory of the model. */
 mc_status mt_memory_measure(const mt_memory_request *rq, mt_memory_plan *plan_out) MC_MUST_CHECK;
 
+enum { MT_N_ARENAS = sizeof(mt_arenas) / sizeof(mc_arena) };
+
 /* The reserved slabs of a rank. Gradients, activations and scratch are communicated, so with several CPU ranks they lie
  * in memory that the ranks of a node share. */
 typedef struct mt_memory {
@@ -40,7 +42,8 @@ typedef struct mt_memory {
     void *own; /* params, optimizer, process, workspace; and the rest unless ranks share it */
     size_t own_bytes;
     void *pinned;
-    void *workspace; /* NULL where the plan has none */
+    void *workspace;                     /* NULL where the plan has none */
+    mc_arena_split *splits[MT_N_ARENAS]; /* MC_ARENA_SPLIT=1: where the arenas' tensors lie instead */
 } mt_memory;
 
 /* Reserves exactly the plan and binds the arenas. Collective over the world. */

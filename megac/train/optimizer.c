@@ -3,6 +3,7 @@
 #include <math.h>
 
 #include "megac/base/alloc.h"
+#include "megac/train/trace.h"
 
 static int64_t row_elems(const mt_param *r)
 {
@@ -80,6 +81,19 @@ static int64_t packed_elems(const mt_params *p)
     return n;
 }
 
+/* Moments start at 0, as the CPU's fresh pages do already: the first update touches those, in parallel. */
+static mc_status clear_moments(const mt_optimizer *o)
+{
+    const mt_stage *s = o->stage;
+    const mc_tensor both[2] = {o->m, o->v};
+    for (int i = 0; i < 2 && s->arenas->optimizer.bound && !s->dev->ops->host_memory; i++) {
+        if (mc_tensor_present(both[i])) {
+            MC_TRY(s->dev->ops->clear(s->dev, both[i].data, mc_tensor_bytes(both[i]), s->ly.stream));
+        }
+    }
+    return MC_OK;
+}
+
 mc_status mt_optimizer_create(const mt_optimizer_config *config, mt_stage *stage, const mc_comm *dp,
                               const mt_grad_comms *comms, int64_t bucket_elems, mt_optimizer **optimizer_out)
 {
@@ -104,6 +118,7 @@ mc_status mt_optimizer_create(const mt_optimizer_config *config, mt_stage *stage
     }
     o->norm_out = mc_arena_take_1d(&stage->arenas->process, MC_F64, 1);
     o->host_norm = mc_arena_take_1d(&stage->arenas->pinned, MC_F64, 1);
+    MC_TRY_GOTO(st, clear_moments(o), undo_optimizer);
     *optimizer_out = o;
     return MC_OK;
 undo_optimizer:
@@ -273,8 +288,10 @@ static mc_status set_lr_ratio(mt_optimizer *o, double lr, double decoupled_lr, d
 mc_status mt_optimizer_step(mt_optimizer *o, double lr, double decoupled_lr, double weight_decay, int n_micro,
                             mt_step_result *result_out)
 {
+    mt_stage *s = o->stage;
     double sq_norm, loss, base;
     MC_TRY(finish_reductions(o));
+    MC_TRY(mt_trace_gradients(s->trace, &s->params, &s->place, s->c->vocab, s->x.heads.replica == 0, s->grad_slab));
     MC_TRY(global_sums(o, n_micro, &loss, &sq_norm));
     double norm = sqrt(sq_norm), clip = o->config.clip_grad;
     *result_out = (mt_step_result){.loss_sum = loss, .grad_norm = norm, .skipped = !isfinite(norm)};

@@ -163,3 +163,27 @@ void mt_inspect_options_free(mt_inspect_options *o)
         mc_free(o);
     }
 }
+
+mc_status mt_diff_options_parse(int argc, char **argv, mt_diff_options **out, bool *done_out)
+{
+    mt_diff_options *o;
+    bool done = false;
+    *out = NULL;
+    MC_TRY(MC_NEW(&o, "options"));
+    MC_TRY(read_or_free(&o->config_, &mt_i_diff_table, o, argc, argv, &done));
+    *done_out = done;
+    if (!done && (!o->a || !o->b)) {
+        mt_diff_options_free(o);
+        return MC_FAIL(MC_INVALID, "two traces are compared; usage: %s", mt_i_diff_table.usage);
+    }
+    *out = done ? NULL : o;
+    return MC_OK;
+}
+
+void mt_diff_options_free(mt_diff_options *o)
+{
+    if (o) {
+        mc_config_fini(&o->config_);
+        mc_free(o);
+    }
+}

@@ -31,6 +31,16 @@ static int64_t default_ffn(const mt_options *o)
     return !o->swiglu ? 4 * o->hidden_size : gated > 0 ? gated : 64;
 }
 
+static mc_status check_precision(const mt_options *o)
+{
+    if (o->bf16 && o->fp32_residual_connection) {
+        return MC_FAIL(MC_UNSUPPORTED,
+                       "--fp32-residual-connection: the residual stream has the type of the activations; "
+                       "leave the flag out, or --bf16");
+    }
+    return MC_OK;
+}
+
 static mc_status check_vocab(const mt_options *o)
 {
     bool null_tokens = o->tokenizer_type && strcmp(o->tokenizer_type, "NullTokenizer") == 0;
@@ -73,6 +83,7 @@ mc_status mt_i_check_model(mt_options *o)
         o->position_embedding_type = "none";
         mc_config_set_source(&o->config_, &o->position_embedding_type, MC_FROM_DERIVED);
     }
+    MC_TRY(check_precision(o));
     return check_vocab(o);
 }
 

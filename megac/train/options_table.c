@@ -63,6 +63,15 @@ static const mc_option inspect_rows[] = {
 #include "megac/base/option_end.def"
 };
 #undef MC_OPTION_STRUCT
+
+#define MC_OPTION_STRUCT mt_diff_options
+static const mc_option diff_rows[] = {
+#include "megac/base/option_rows.def"
+#include "megac/base/base_options.def"
+#include "megac/train/diff_options.def"
+#include "megac/base/option_end.def"
+};
+#undef MC_OPTION_STRUCT
 /* clang-format on */
 
 /* Flags keep Megatron-LM's names and meanings. Common rows come first, so that a file or checkpoint of one command is
@@ -97,6 +106,13 @@ const mc_option_table mt_i_inspect_table = {
     .usage = "megac inspect FILE [FLAGS]",
     .summary = "What is in a dataset or a checkpoint.",
     .sets = {ROWS(inspect_rows)},
+    .n_sets = 1,
+};
+
+const mc_option_table mt_i_diff_table = {
+    .usage = "megac diff A B [FLAGS]",
+    .summary = "The first tensor in which two traced runs differ.",
+    .sets = {ROWS(diff_rows)},
     .n_sets = 1,
 };
 

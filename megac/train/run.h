@@ -15,8 +15,9 @@ extern "C" {
 typedef struct mt_feed {
     ds_source *source; /* NULL: this run has no such data */
     ds_loader *loader;
-    mc_device *dev; /* that `pinned` belongs to */
-    void *pinned;   /* the loader's batches, on a device that copies them; else NULL */
+    mc_device *dev; /* that `pinned` belongs to, and the stream whose copies read it */
+    mc_stream stream;
+    void *pinned; /* the loader's batches, on a device that copies them; else NULL */
     size_t pinned_bytes;
 } mt_feed;
 

@@ -40,6 +40,7 @@ mc_status mt_feed_open(mt_engine *e, mt_feed *feed)
     ds_loader_config c = mt_setup_loader(&e->setup, mc_world_job(e->world)->rank, feed->source);
     if (!e->dev.ops->host_memory) {
         feed->dev = &e->dev;
+        feed->stream = e->ly.stream;
         feed->pinned_bytes = ds_loader_memory_bytes(&c);
         MC_TRY(e->dev.ops->alloc(&e->dev, MC_MEM_PINNED_HOST, feed->pinned_bytes, "batches read ahead", &feed->pinned));
         c.memory = feed->pinned;
@@ -51,7 +52,8 @@ void mt_feed_close(mt_feed *feed)
 {
     ds_loader_destroy(feed->loader);
     ds_source_close(feed->source);
-    if (feed->pinned) {
+    if (feed->pinned) { /* after an error copies may be under way */
+        (void)feed->dev->ops->stream_sync(feed->dev, feed->stream);
         feed->dev->ops->free(feed->dev, MC_MEM_PINNED_HOST, feed->pinned, feed->pinned_bytes);
     }
     *feed = (mt_feed){0};

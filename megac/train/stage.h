@@ -67,6 +67,7 @@ typedef struct mt_stage {
     const ds_loader *loader; /* NULL: dry run */
     bool training;
     float loss_scale; /* of the sum of weighted token losses: the only place where the loss is scaled is the loop */
+    struct mt_trace *trace;        /* (optional) default: nothing; --trace-tensors */
     mt_grads_ready_fn grads_ready; /* (optional) default: nothing */
     void *grads_ready_arg;
 } mt_stage;

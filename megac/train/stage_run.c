@@ -1,6 +1,7 @@
 /* Forward and backward of a stage: what pp_exec calls. */
 #include "megac/base/rng.h"
 #include "megac/train/stage.h"
+#include "megac/train/trace.h"
 
 static mt_micro micro_of(const mt_stage *s, int micro)
 {
@@ -38,6 +39,12 @@ static tp_embedding embedding_of(const mt_stage *s, const mt_micro *m)
     return e;
 }
 
+/* Rows (Rl,C) that this rank alone holds, or that it answers for among those that hold them all. */
+static bool counts_rows(const mt_stage *s)
+{
+    return s->place.sequence_parallel || s->place.tp_rank == 0;
+}
+
 /* The first stage's input; nothing on the others, where it was received. */
 static mc_status embed(mt_stage *s, const mt_micro *m, mc_tensor tokens, mc_tensor h)
 {
@@ -48,7 +55,8 @@ static mc_status embed(mt_stage *s, const mt_micro *m, mc_tensor tokens, mc_tens
     tp_embedding e = embedding_of(s, m);
     MC_TRY(tp_embedding_fwd(&s->x.tp, &e, mc_tensor_slice(tokens, 0, 0, m->batch * m->seq_len), h));
     mc_arena_rewind(&s->arenas->scratch, mark);
-    return MC_OK;
+    return mt_trace_tensor(s->training ? s->trace : NULL, MT_TRACE_EMBEDDING, -1, (int64_t)m->sample0, counts_rows(s),
+                           h);
 }
 
 static ly_norm_fwd final_norm(const mt_stage *s, mc_tensor h, mc_tensor n, mc_tensor stats)
@@ -100,6 +108,21 @@ static mc_status head(mt_stage *s, int micro, const mt_io *io, mc_tensor h, mc_t
     return MC_OK;
 }
 
+/* What a block's forward left in its stash, and its output. Columns are each rank's own, but for replicated key and
+ * value heads. */
+static mc_status trace_block(const mt_stage *s, const mt_micro *m, int l, const mt_block_stash *stash, mc_tensor out)
+{
+    int layer = s->place.first_layer + l;
+    int64_t sample = (int64_t)m->sample0;
+    bool rows = counts_rows(s);
+    mt_trace *t = s->training ? s->trace : NULL;
+    MC_TRY(mt_trace_tensor(t, MT_TRACE_QKV, layer, sample, s->x.heads.replicas == 1, stash->qkv));
+    MC_TRY(mt_trace_tensor(t, MT_TRACE_ATTENTION, layer, sample, true, stash->attn));
+    MC_TRY(mt_trace_tensor(t, MT_TRACE_AFTER_ATTENTION, layer, sample, rows, stash->h_mid));
+    MC_TRY(mt_trace_tensor(t, MT_TRACE_FC1, layer, sample, true, stash->fc1));
+    return mt_trace_tensor(t, MT_TRACE_OUTPUT, layer, sample, rows, out);
+}
+
 /* h_in of the first block -> h_out, through `blocks`' stashes; each block's output is the next one's input. */
 static mc_status run_blocks(mt_stage *s, const mt_micro *m, const mt_block_stash *stashes, mc_tensor h_in,
                             mc_tensor h_out)
@@ -118,7 +141,9 @@ static mc_status run_blocks(mt_stage *s, const mt_micro *m, const mt_block_stash
         full.h_in = l == 0 ? h_in : full.h_in;
         mt_block_stash view = mt_block_stash_view(&s->x, &full, m);
         mc_tensor out = l + 1 < s->place.n_layers ? stashes[l + 1].h_in : h_out;
-        MC_TRY(mt_block_fwd(&s->x, &s->blocks[l], m, &view, mc_tensor_slice(out, 0, 0, local)));
+        out = mc_tensor_slice(out, 0, 0, local);
+        MC_TRY(mt_block_fwd(&s->x, &s->blocks[l], m, &view, out));
+        MC_TRY(trace_block(s, m, l, &view, out));
     }
     return MC_OK;
 }
@@ -149,16 +174,21 @@ static mc_status stage_backward(void *arg, pp_kind kind, int micro, int slot, in
     mc_tensor dh = s->grads[buffer];
     if (mt_has_head(&s->place)) {
         MC_TRY(head(s, micro, io, io->h_out, dh));
+        MC_TRY(mt_trace_tensor(s->trace, MT_TRACE_LOSSES, -1, (int64_t)m.sample0, s->place.tp_rank == 0,
+                               mc_tensor_flat(mc_tensor_slice(s->losses, 0, micro, 1))));
         MC_TRY(ready(s, last, s->params.outer[MT_FINAL_GAMMA]));
     }
     for (int l = s->place.n_layers - 1; l >= 0; l--) {
         mt_block_stash full = s->slots[slot].blocks[l];
         full.h_in = l == 0 ? io->h_in : full.h_in;
+        MC_TRY(mt_trace_tensor(s->trace, MT_TRACE_D_OUTPUT, s->place.first_layer + l, (int64_t)m.sample0,
+                               counts_rows(s), dh));
         MC_TRY(mt_block_bwd(&s->x, &s->blocks[l], &m, &full, dh));
         MC_TRY(ready(s, last, s->params.block[l][MT_LN1_GAMMA]));
     }
     if (mt_has_embedding(&s->place)) {
         size_t mark = mc_arena_mark(&s->arenas->scratch);
+        MC_TRY(mt_trace_tensor(s->trace, MT_TRACE_D_EMBEDDING, -1, (int64_t)m.sample0, counts_rows(s), dh));
         tp_embedding e = embedding_of(s, &m);
         MC_TRY(tp_embedding_bwd(&s->x.tp, &e, io->tokens, dh));
         mc_arena_rewind(&s->arenas->scratch, mark);

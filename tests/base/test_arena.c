@@ -3,6 +3,7 @@
 #include <stdalign.h>
 #include <sys/wait.h>
 
+#include "megac/base/alloc.h"
 #include "megac/base/arena.h"
 #include "tests/unit.h"
 
@@ -127,6 +128,47 @@ static void misuse_is_a_broken_invariant(void **state)
     assert_true(dies(bind_odd, &arena));
 }
 
+/* The same plan, but nothing lies next to anything; after a rewind the same take finds its memory again. */
+static void split_gives_each_tensor_its_own_block(void **state)
+{
+    (void)state;
+    mc_device dev = {0};
+    mc_arena arena;
+    mc_arena_split *split = NULL;
+    mc_tensor real[3], again[3];
+    assert_int_equal(mc_device_open("cpu", 0, &dev), MC_OK);
+    mc_arena_init(&arena, "stash");
+    lay_out(&arena, real);
+    size_t plan = arena.peak_bytes;
+    assert_int_equal(mc_arena_split_create(&dev, MC_MEM_DEVICE, &split), MC_OK);
+    mc_arena_bind_split(&arena, split, plan);
+    lay_out(&arena, real);
+    assert_int_equal(arena.used_bytes, plan);
+    for (int i = 0; i < 3; i++) {
+        memset(real[i].data, i + 1, mc_tensor_bytes(real[i]));
+        assert_int_equal((uintptr_t)real[i].data % 4096, 0); /* the CPU's allocations are whole pages */
+    }
+    mc_arena_rewind(&arena, 0);
+    lay_out(&arena, again);
+    for (int i = 0; i < 3; i++) {
+        assert_ptr_equal(again[i].data, real[i].data);
+        assert_int_equal(*(unsigned char *)again[i].data, i + 1);
+    }
+    mc_arena_rewind(&arena, 0);
+    assert_ptr_not_equal(mc_arena_take(&arena, 8), real[0].data);
+    assert_true(dies(take_everything, &arena));
+    mc_arena_split_destroy(split);
+    mc_arena_split_destroy(NULL);
+    mc_device_close(&dev);
+    assert_int_equal(mc_alloc_report_leaks(), 0);
+    setenv("MC_ARENA_SPLIT", "1", 1);
+    assert_true(mc_arena_split_wanted());
+    setenv("MC_ARENA_SPLIT", "0", 1);
+    assert_false(mc_arena_split_wanted());
+    unsetenv("MC_ARENA_SPLIT");
+    assert_false(mc_arena_split_wanted());
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -134,6 +176,7 @@ int main(void)
         cmocka_unit_test(an_empty_take_is_not_null),
         cmocka_unit_test(scratch_rewinds_and_keeps_its_peak),
         cmocka_unit_test(misuse_is_a_broken_invariant),
+        cmocka_unit_test(split_gives_each_tensor_its_own_block),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -4,6 +4,7 @@
 #include <math.h>
 
 #include "megac/base/alloc.h"
+#include "megac/base/half.h"
 #include "tests/unit.h"
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -15,7 +16,8 @@
 #define GUARD_OPEN(p, n) (void)(p)
 #endif
 
-enum { GUARD_BYTES = 256, GUARD_BYTE = 0xA5, MAX_ERRORS = 5 };
+/* As a float of any type the guard's bytes are huge, so that reading them shows. */
+enum { GUARD_BYTES = 256, GUARD_BYTE = 0xFB, MAX_ERRORS = 5 };
 
 static void need(bool ok, const char *path, const char *what)
 {
@@ -143,70 +145,157 @@ static size_t buffer_bytes(const case_buffer *b)
     return b->count * mc_dtype_bytes(b->dtype);
 }
 
-void case_memory_create(const case_file *file, case_memory *memory_out)
+/* The next region of `bytes` and the guard behind it. */
+static size_t lay_out(size_t *end, size_t bytes)
 {
-    for (int i = 0; i < file->n_buffers; i++) {
-        size_t bytes = buffer_bytes(&file->buffers[i]);
-        void *block = NULL;
-        assert_int_equal(mc_alloc(1, bytes + 2 * GUARD_BYTES, "case buffer", &block), MC_OK);
-        unsigned char *p = block;
-        memset(p, GUARD_BYTE, bytes + 2 * GUARD_BYTES);
-        memcpy(p + GUARD_BYTES, file->buffers[i].before, bytes);
-        GUARD_CLOSE(p, GUARD_BYTES);
-        GUARD_CLOSE(p + GUARD_BYTES + bytes, GUARD_BYTES);
-        memory_out->blocks[i] = p;
-        memory_out->data[i] = p + GUARD_BYTES;
+    size_t begin = *end;
+    *end = begin + (bytes + GUARD_BYTES - 1) / GUARD_BYTES * GUARD_BYTES + GUARD_BYTES;
+    return begin;
+}
+
+/* Where AddressSanitizer watches and the operator sees host memory, touching a guard ends the test at once. */
+static void close_guards(const case_file *file, const case_memory *m)
+{
+    if (m->device == m->host) {
+        GUARD_CLOSE(m->host, m->bytes);
+        for (int i = 0; i < file->n_buffers; i++) {
+            GUARD_OPEN(m->host + m->data[i], buffer_bytes(&file->buffers[i]));
+        }
+        GUARD_OPEN(m->host + m->segments, (size_t)file->n_segments * sizeof *file->segments);
+        GUARD_OPEN(m->host + m->workspace, m->workspace_bytes);
     }
 }
 
-void case_memory_destroy(const case_file *file, case_memory *memory)
+void case_memory_create(const case_file *file, mc_device *dev, mc_stream stream, size_t workspace_bytes,
+                        case_memory *memory_out)
 {
+    case_memory m = {.dev = dev, .stream = stream, .bytes = GUARD_BYTES, .workspace_bytes = workspace_bytes};
+    size_t segment_bytes = (size_t)file->n_segments * sizeof *file->segments;
+    void *host = NULL, *device = NULL;
     for (int i = 0; i < file->n_buffers; i++) {
-        GUARD_OPEN(memory->blocks[i], buffer_bytes(&file->buffers[i]) + 2 * GUARD_BYTES);
-        mc_free(memory->blocks[i]);
+        m.data[i] = lay_out(&m.bytes, buffer_bytes(&file->buffers[i]));
+    }
+    m.segments = lay_out(&m.bytes, segment_bytes);
+    m.workspace = lay_out(&m.bytes, workspace_bytes);
+    assert_int_equal(dev->ops->alloc(dev, MC_MEM_PINNED_HOST, m.bytes, "case on the host", &host), MC_OK);
+    m.host = m.device = host;
+    if (!dev->ops->host_memory) {
+        assert_int_equal(dev->ops->alloc(dev, MC_MEM_DEVICE, m.bytes, "case", &device), MC_OK);
+        m.device = device;
+    }
+    memset(m.host, GUARD_BYTE, m.bytes);
+    for (int i = 0; i < file->n_buffers; i++) {
+        memcpy(m.host + m.data[i], file->buffers[i].before, buffer_bytes(&file->buffers[i]));
+    }
+    memcpy(m.host + m.segments, file->segments, segment_bytes);
+    memset(m.host + m.workspace, 0xff, workspace_bytes);
+    if (m.device != m.host) {
+        assert_int_equal(dev->ops->copy(dev, m.device, m.host, m.bytes, stream), MC_OK);
+    }
+    close_guards(file, &m);
+    *memory_out = m;
+}
+
+void case_memory_fetch(case_memory *m)
+{
+    if (m->device != m->host) {
+        assert_int_equal(m->dev->ops->copy(m->dev, m->host, m->device, m->bytes, m->stream), MC_OK);
+    }
+    assert_int_equal(m->dev->ops->stream_sync(m->dev, m->stream), MC_OK);
+}
+
+void case_memory_destroy(case_memory *m)
+{
+    GUARD_OPEN(m->host, m->bytes);
+    m->dev->ops->free(m->dev, MC_MEM_PINNED_HOST, m->host, m->bytes);
+    if (m->device != m->host) {
+        m->dev->ops->free(m->dev, MC_MEM_DEVICE, m->device, m->bytes);
     }
 }
 
+/* Buffers of 16 bits leave those behind them in the file unaligned. */
 static double element(const case_buffer *b, const unsigned char *data, size_t i)
 {
+    union {
+        float f;
+        double d;
+        int32_t i;
+        uint16_t h;
+        uint8_t u;
+    } v;
+    size_t bytes = mc_dtype_bytes(b->dtype);
+    memcpy(&v, data + i * bytes, bytes);
     switch (b->dtype) {
     case MC_F32:
-        return ((const float *)data)[i];
+        return (double)v.f;
     case MC_F64:
-        return ((const double *)data)[i];
+        return v.d;
+    case MC_BF16:
+        return (double)mc_f32_from_bf16(v.h);
+    case MC_F16:
+        return (double)mc_f32_from_f16(v.h);
+    case MC_U8:
+        return v.u;
     default:
-        return ((const int32_t *)data)[i];
+        return v.i;
     }
 }
 
-static int check_guards(const case_file *file, const case_memory *memory, int i, const char *where)
+/* Region number `i`: the buffers, then segments and workspace. */
+static void region(const case_file *file, const case_memory *m, int i, size_t *begin_out, size_t *bytes_out)
 {
-    size_t bytes = buffer_bytes(&file->buffers[i]), touched = 0;
-    unsigned char *before = memory->blocks[i], *after = memory->data[i] + bytes;
-    GUARD_OPEN(before, GUARD_BYTES);
-    GUARD_OPEN(after, GUARD_BYTES);
-    for (int k = 0; k < GUARD_BYTES; k++) {
-        touched += (before[k] != GUARD_BYTE) + (after[k] != GUARD_BYTE);
+    if (i < file->n_buffers) {
+        *begin_out = m->data[i];
+        *bytes_out = buffer_bytes(&file->buffers[i]);
+    } else {
+        bool segments = i == file->n_buffers;
+        *begin_out = segments ? m->segments : m->workspace;
+        *bytes_out = segments ? (size_t)file->n_segments * sizeof *file->segments : m->workspace_bytes;
     }
-    if (touched) {
-        print_error("%s: buffer %d: %zu bytes outside of it were written\n", where, i, touched);
-    }
-    return touched > 0;
 }
 
-double case_check(const case_file *file, const case_memory *memory, const char *where)
+/* All bytes outside of the regions. */
+static int check_guards(const case_file *file, case_memory *m, const char *where)
+{
+    size_t at = 0, begin = 0, bytes = 0;
+    int errors = 0;
+    GUARD_OPEN(m->host, m->bytes);
+    for (int i = 0; i <= file->n_buffers + 2; i++) {
+        size_t touched = 0, end = m->bytes;
+        if (i < file->n_buffers + 2) {
+            region(file, m, i, &begin, &bytes);
+            end = begin;
+        }
+        for (; at < end; at++) {
+            touched += m->host[at] != GUARD_BYTE;
+        }
+        if (touched) {
+            print_error("%s: before buffer %d (%d: segments, then workspace): %zu bytes were written\n", where, i,
+                        file->n_buffers, touched);
+        }
+        errors += touched > 0;
+        at = begin + bytes;
+    }
+    return errors;
+}
+
+double case_check(const case_file *file, case_memory *memory, const char *where)
 {
     double worst = 0;
-    int errors = 0;
+    int errors = check_guards(file, memory, where);
+    if (memcmp(memory->host + memory->segments, file->segments, (size_t)file->n_segments * sizeof *file->segments) !=
+        0) {
+        fail_msg("%s: the segments were written", where);
+    }
     for (int i = 0; i < file->n_buffers; i++) {
         const case_buffer *b = &file->buffers[i];
         size_t size = mc_dtype_bytes(b->dtype);
-        errors += check_guards(file, memory, i, where);
+        const unsigned char *data = memory->host + memory->data[i];
         for (size_t k = 0; k < b->count; k++) {
-            double got = element(b, memory->data[i], k), error = fabs(got - b->want[k]);
+            double got = element(b, data, k), error = fabs(got - b->want[k]);
             bool right;
             if (b->tol[k] == 0) {
-                right = memcmp(memory->data[i] + k * size, b->before + k * size, size) == 0;
+                right = memcmp(data + k * size, b->before + k * size, size) == 0;
             } else {
                 /* Written so that a NaN is wrong; the second form is for wanted infinities. */
                 right = error <= b->tol[k] || got == b->want[k] || isinf(b->tol[k]);

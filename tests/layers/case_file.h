@@ -40,17 +40,27 @@ typedef struct case_file {
 void case_open(const char *path, case_file *file_out);
 void case_close(case_file *file);
 
-/* The memory of one run of a case: each buffer between two guards that nobody may touch. */
+/* The memory of one run of a case on a device: the buffers, the segments and the operator's workspace one after
+ * another, each between guards that nobody may touch. `host` is its image in host memory, and is the memory itself
+ * where the host addresses the device's. */
 typedef struct case_memory {
-    unsigned char *blocks[CASE_MAX_BUFFERS];
-    unsigned char *data[CASE_MAX_BUFFERS];
+    mc_device *dev;
+    mc_stream stream;
+    unsigned char *device, *host;
+    size_t bytes, workspace_bytes;
+    size_t data[CASE_MAX_BUFFERS]; /* where each buffer begins */
+    size_t segments, workspace;
 } case_memory;
 
-void case_memory_create(const case_file *file, case_memory *memory_out);
-void case_memory_destroy(const case_file *file, case_memory *memory);
+/* Takes the memory and puts the case's values there. */
+void case_memory_create(const case_file *file, mc_device *dev, mc_stream stream, size_t workspace_bytes,
+                        case_memory *memory_out);
+/* Waits for the stream and brings the device's memory to `host`. */
+void case_memory_fetch(case_memory *memory);
+void case_memory_destroy(case_memory *memory);
 
-/* Checks guards, kept bits and tolerances of every buffer; `where` is for messages. Returns the largest error in units
- * of its tolerance. */
-double case_check(const case_file *file, const case_memory *memory, const char *where);
+/* Checks guards, kept bits and tolerances of every fetched buffer; `where` is for messages. Returns the largest error
+ * in units of its tolerance. */
+double case_check(const case_file *file, case_memory *memory, const char *where);
 
 #endif

@@ -46,6 +46,7 @@ const op_field op_fields[] = {
     TEN(xent_grad, logits) TEN(xent_grad, targets) TEN(xent_grad, all_stats) TEN(xent_grad, losses)
     TEN(xent_grad, weights) I32(xent_grad, vocab0) I32(xent_grad, vocab_valid) F32(xent_grad, scale)
     I32(xent_grad, write_grad)
+    TEN(adamw, model) I32(adamw, clear_grad) TEN(sgd, model) TEN(xent_grad, dlogits)
     TEN(adamw, param) TEN(adamw, grad) TEN(adamw, m) TEN(adamw, v) F32(adamw, lr) F32(adamw, beta1) F32(adamw, beta2)
     F32(adamw, eps) F32(adamw, weight_decay) F32(adamw, grad_scale) I32(adamw, step) SEGMENTS(adamw)
     TEN(sgd, param) TEN(sgd, grad) TEN(sgd, m) F32(sgd, lr) F32(sgd, momentum) F32(sgd, weight_decay)
@@ -53,6 +54,7 @@ const op_field op_fields[] = {
     TEN(sq_norm, x) TEN(sq_norm, out) SEGMENTS(sq_norm)
     TEN(add, a) TEN(add, b) TEN(add, out)
     TEN(fill, x) F32(fill, value)
+    TEN(cast, x) TEN(cast, out) F32(cast, scale) I32(cast, accumulate)
     /* clang-format on */
 };
 

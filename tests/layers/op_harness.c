@@ -5,38 +5,46 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "megac/base/half.h"
 #include "megac/base/log.h"
 
-enum { GUARD = 64, MAX_BUFFERS = 128, MAX_THREADS = 3 };
+enum { GUARD = 256, MAX_BUFFERS = 128, MAX_THREADS = 3 };
 static const uint32_t GUARD_WORD = 0x7fc0a55au; /* a NaN no operator makes */
 
 static struct {
-    uint32_t *raw;
-    int64_t n;
+    unsigned char *raw;
+    int64_t bytes; /* between the guards */
 } buffers[MAX_BUFFERS];
 static int n_buffers;
 
-static uint32_t *guarded(int64_t n)
+/* Byte i of a buffer of nothing but guards. */
+static unsigned char guard_byte(int64_t i)
 {
-    uint32_t *raw = aligned_alloc(64, ((size_t)n + 2 * GUARD + 16) / 16 * 16 * sizeof *raw);
+    return (unsigned char)(GUARD_WORD >> (i % 4 * 8));
+}
+
+static void *guarded(int64_t bytes)
+{
+    unsigned char *raw = aligned_alloc(64, ((size_t)bytes + 2 * GUARD + 63) / 64 * 64);
     assert_non_null(raw);
     assert_true(n_buffers < MAX_BUFFERS);
-    for (int64_t i = 0; i < n + 2 * GUARD; i++) {
-        raw[i] = GUARD_WORD;
+    for (int64_t i = 0; i < bytes + 2 * GUARD; i++) {
+        raw[i] = guard_byte(i);
     }
     buffers[n_buffers].raw = raw;
-    buffers[n_buffers++].n = n;
+    buffers[n_buffers++].bytes = bytes;
     return raw + GUARD;
 }
 
 static void release_buffers(void)
 {
     for (int b = 0; b < n_buffers; b++) {
-        const uint32_t *raw = buffers[b].raw, *after = raw + GUARD + buffers[b].n;
-        for (int i = 0; i < GUARD; i++) {
-            if (raw[i] != GUARD_WORD || after[i] != GUARD_WORD) {
-                fail_msg("buffer %d of %lld elements: guard overwritten %s it", b, (long long)buffers[b].n,
-                         raw[i] != GUARD_WORD ? "before" : "after");
+        const unsigned char *raw = buffers[b].raw;
+        int64_t end = GUARD + buffers[b].bytes;
+        for (int64_t i = 0; i < GUARD; i++) {
+            if (raw[i] != guard_byte(i) || raw[end + i] != guard_byte(end + i)) {
+                fail_msg("buffer %d of %lld bytes: guard overwritten %s it", b, (long long)buffers[b].bytes,
+                         raw[i] != guard_byte(i) ? "before" : "after");
             }
         }
         free(buffers[b].raw);
@@ -44,9 +52,40 @@ static void release_buffers(void)
     n_buffers = 0;
 }
 
+void *lt_typed(mc_dtype type, int64_t n)
+{
+    size_t bytes = (size_t)n * mc_dtype_bytes(type);
+    return memset(guarded((int64_t)bytes), 0xff, bytes);
+}
+
+void *lt_round(mc_dtype type, const float *x, int64_t n)
+{
+    void *y = lt_typed(type, n);
+    for (int64_t i = 0; i < n; i++) {
+        if (type == MC_F32) {
+            ((float *)y)[i] = x[i];
+        } else {
+            ((uint16_t *)y)[i] = type == MC_BF16 ? mc_bf16_from_f32(x[i]) : mc_f16_from_f32(x[i]);
+        }
+    }
+    return y;
+}
+
+float *lt_widen(mc_dtype type, const void *x, int64_t n)
+{
+    float *y = lt_f32(n);
+    for (int64_t i = 0; i < n; i++) {
+        uint16_t half = type == MC_F32 ? 0 : ((const uint16_t *)x)[i];
+        y[i] = type == MC_F32    ? ((const float *)x)[i]
+               : type == MC_BF16 ? mc_f32_from_bf16(half)
+                                 : mc_f32_from_f16(half);
+    }
+    return y;
+}
+
 float *lt_f32(int64_t n)
 {
-    return (float *)guarded(n);
+    return guarded(n * (int64_t)sizeof(float));
 }
 
 static uint32_t next(uint32_t *state)
@@ -74,7 +113,7 @@ float *lt_copy(const float *x, int64_t n)
 
 int32_t *lt_ints(int64_t n, uint32_t seed, int32_t low, int32_t high)
 {
-    int32_t *x = (int32_t *)guarded(n);
+    int32_t *x = guarded(n * (int64_t)sizeof *x);
     uint32_t state = seed * 2654435761u + 999u;
     for (int64_t i = 0; i < n; i++) {
         x[i] = low + (int32_t)(next(&state) % (uint32_t)(high - low));

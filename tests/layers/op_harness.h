@@ -22,7 +22,7 @@ typedef struct lt_run {
 typedef void (*lt_body)(lt_run *run, const void *arg);
 
 /* Calls body for every variant and thread count; asserts that lt_output saw the same bytes for every thread count and
- * that no guard was touched. Frees what lt_f32 and lt_i32 gave. At least one variant must run. */
+ * that no guard was touched. Frees the buffers that the functions below gave. At least one variant must run. */
 void lt_for_all(lt_body body, const void *arg);
 
 /* n floats between guards, all NaN. */
@@ -33,6 +33,11 @@ float *lt_rand(int64_t n, uint32_t seed, float low, float high);
 float *lt_copy(const float *x, int64_t n);
 /* n integers between guards, uniform in [low, high). */
 int32_t *lt_ints(int64_t n, uint32_t seed, int32_t low, int32_t high);
+
+/* n elements of `type` between guards: all NaN; x rounded to the type; and x of that type widened, as f32. */
+void *lt_typed(mc_dtype type, int64_t n);
+void *lt_round(mc_dtype type, const float *x, int64_t n);
+float *lt_widen(mc_dtype type, const void *x, int64_t n);
 
 /* Adds an output to the digest of the run. */
 void lt_output(lt_run *run, const void *data, int64_t bytes);

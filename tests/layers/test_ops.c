@@ -61,10 +61,24 @@ static void dtype_body(lt_run *run, const void *arg)
     assert_int_equal(run->cx.ops->embedding_fwd(&run->cx, &embedding), MC_UNSUPPORTED);
     ly_adamw adamw = {.param = flat, .grad = flat, .m = flat, .v = flat, .step = 1};
     assert_int_equal(run->cx.ops->adamw(&run->cx, &adamw), MC_UNSUPPORTED);
-    ly_sq_norm sq = {.x = lt_1d(x, 64), .out = lt_1d(x, 1)};
+    mc_tensor line = lt_1d(x, 64), f16 = mc_tensor_1d(x, MC_F16, 64);
+    adamw = (ly_adamw){.param = line, .grad = f16, .m = line, .v = line, .step = 1};
+    assert_int_equal(run->cx.ops->adamw(&run->cx, &adamw), MC_UNSUPPORTED);
+    adamw.grad = line;
+    adamw.model = line;
+    assert_int_equal(run->cx.ops->adamw(&run->cx, &adamw), MC_UNSUPPORTED);
+    ly_sgd sgd = {.param = line, .grad = f16};
+    assert_int_equal(run->cx.ops->sgd(&run->cx, &sgd), MC_UNSUPPORTED);
+    ly_sq_norm sq = {.x = line, .out = lt_1d(x, 1)};
     assert_int_equal(run->cx.ops->sq_norm(&run->cx, &sq), MC_UNSUPPORTED);
-    ly_fill fill = {.x = half};
+    sq = (ly_sq_norm){.x = f16, .out = mc_tensor_1d(x, MC_F64, 1)};
+    assert_int_equal(run->cx.ops->sq_norm(&run->cx, &sq), MC_UNSUPPORTED);
+    ly_fill fill = {.x = mc_tensor_1d(x, MC_I32, 64)};
     assert_int_equal(run->cx.ops->fill(&run->cx, &fill), MC_UNSUPPORTED);
+    ly_add add = {.a = half, .b = full, .out = half};
+    assert_int_equal(run->cx.ops->add(&run->cx, &add), MC_UNSUPPORTED);
+    ly_cast cast = {.x = line, .out = mc_tensor_1d(x, MC_I32, 64)};
+    assert_int_equal(run->cx.ops->cast(&run->cx, &cast), MC_UNSUPPORTED);
     assert_memory_equal(x, keep, 64 * 4);
 }
 

@@ -5,6 +5,7 @@
 
 #include "layers/cpu/isa.h"
 #include "layers/cpu/philox.h"
+#include "layers/cpu/typed.h"
 #include "layers/cpu/vmath.h"
 #include "tests/layers/op_harness.h"
 
@@ -129,6 +130,89 @@ static void test_philox_matches_scalar(void **state)
     }
 }
 
+static void check_rounding(const float *x)
+{
+    uint16_t bf16[LY_LANES], f16[LY_LANES];
+    ly_vstore_bf16(bf16, ly_vload(x));
+    ly_vstore_f16(f16, ly_vload(x));
+    for (int i = 0; i < LY_LANES; i++) {
+        if (bf16[i] != mc_bf16_from_f32(x[i]) || f16[i] != mc_f16_from_f32(x[i])) {
+            fail_msg("%.9g is rounded to bf16 0x%04x and f16 0x%04x, expected 0x%04x and 0x%04x", (double)x[i], bf16[i],
+                     f16[i], mc_bf16_from_f32(x[i]), mc_f16_from_f32(x[i]));
+        }
+    }
+}
+
+/* Every 16-bit number is widened, and numbers from all of f32, with every pattern of the bits that rounding looks at,
+ * are rounded, as by the scalar conversions. */
+static void test_16_bits(void **state)
+{
+    (void)state;
+    for (uint32_t first = 0; first < 65536; first += LY_LANES) {
+        uint16_t h[LY_LANES];
+        float got[2][LY_LANES], want[2][LY_LANES];
+        for (uint32_t i = 0; i < LY_LANES; i++) {
+            h[i] = (uint16_t)(first + i);
+            want[0][i] = mc_f32_from_bf16(h[i]);
+            want[1][i] = mc_f32_from_f16(h[i]);
+        }
+        ly_vstore(got[0], ly_vload_bf16(h));
+        ly_vstore(got[1], ly_vload_f16(h));
+        for (int t = 0; t < 2; t++) {
+            for (int i = 0; i < LY_LANES; i++) { /* a signalling NaN may come out quiet */
+                assert_true(memcmp(&got[t][i], &want[t][i], 4) == 0 || (isnan(got[t][i]) && isnan(want[t][i])));
+            }
+        }
+        /* Around each bf16 number, and the ties between two of them and between two f16 numbers. */
+        static const uint32_t low[LY_LANES] = {0,      1,      0x7fff, 0x8000, 0x8001, 0xffff, 0x0fff, 0x1000,
+                                               0x1001, 0x2fff, 0x3000, 0x3001, 0x4000, 0xc000, 0xf000, 0x0800};
+        for (uint32_t i = 0; i < LY_LANES; i++) {
+            float x[LY_LANES];
+            for (uint32_t k = 0; k < LY_LANES; k++) {
+                uint32_t bits = (first + i) << 16 | low[k];
+                memcpy(&x[k], &bits, 4);
+            }
+            check_rounding(x);
+        }
+    }
+    for (uint64_t bits = 0; bits < (1ull << 32); bits += 997 * LY_LANES) {
+        float x[LY_LANES];
+        for (uint32_t i = 0; i < LY_LANES; i++) {
+            uint32_t u = (uint32_t)(bits + 997 * i);
+            memcpy(&x[i], &u, sizeof u);
+        }
+        check_rounding(x);
+    }
+}
+
+static void test_typed_tails(void **state)
+{
+    (void)state;
+    for (mc_dtype type = MC_F32; type <= MC_F16; type++) {
+        if (type == MC_F64) {
+            continue;
+        }
+        for (int64_t n = 1; n <= LY_LANES + 1; n++) {
+            unsigned char memory[4 * 40];
+            float x[LY_LANES], y[LY_LANES];
+            int64_t kept = n < LY_LANES ? n : LY_LANES, width = type == MC_F32 ? 4 : 2;
+            for (int i = 0; i < LY_LANES; i++) {
+                x[i] = (float)i - 7.5f;
+            }
+            memset(memory, 0xff, sizeof memory); /* NaN of any type */
+            ly_tstore(type, ly_elem_out(type, memory, 3), ly_vload(x), n);
+            for (int64_t i = 0; i < (int64_t)sizeof memory; i++) {
+                assert_true((i >= 3 * width && i < (3 + kept) * width) || memory[i] == 0xff);
+            }
+            ly_vstore(y, ly_tload(type, ly_elem(type, memory, 3), n));
+            for (int64_t i = 0; i < LY_LANES; i++) {
+                assert_true(y[i] == (i < kept ? x[i] : 0.0f));
+            }
+        }
+    }
+    assert_null(ly_elem(MC_BF16, NULL, 5));
+}
+
 int lt_simd_tests(void);
 
 int lt_simd_tests(void)
@@ -136,6 +220,8 @@ int lt_simd_tests(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_functions),
         cmocka_unit_test(test_folds_and_tails),
+        cmocka_unit_test(test_16_bits),
+        cmocka_unit_test(test_typed_tails),
         cmocka_unit_test(test_philox_matches_scalar),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -21,11 +21,14 @@ SYSTEM = set(
 )
 SYSTEM_FOLDERS = ("sys/", "linux/", "asm/")
 
+# Host code over one of NVIDIA's other libraries takes streams of cudart too.
+CUDA_FILES = (".cu", ".cuh", "_cuda.c", "_cuda.h", "_cublas.c", "_cudnn.c", "_cudnn.h", "_nccl.c", "_nccl.h")
+
 # Vendor -> (its headers, endings of the files that may include them).
 VENDORS = {
-    "CUDA": (re.compile(r"^(cuda|curand|nvtx|nvToolsExt|cub/|cooperative_groups)"), (".cu", ".cuh", "_cuda.c")),
-    "cuBLAS": (re.compile(r"^cublas"), ("_cuda.c", "_cublas.c")),
-    "cuDNN": (re.compile(r"^cudnn"), ("_cuda.c", "_cudnn.c")),
+    "CUDA": (re.compile(r"^(cuda|curand|nvtx|nvToolsExt|cub/|cooperative_groups)"), CUDA_FILES),
+    "cuBLAS": (re.compile(r"^cublas"), ("_cuda.c", "_cuda.h", "_cublas.c")),
+    "cuDNN": (re.compile(r"^cudnn"), ("_cuda.c", "_cudnn.c", "_cudnn.h")),
     "NCCL": (re.compile(r"^nccl"), ("_nccl.c", "_nccl.h")),
     "MPI": (re.compile(r"^mpi(-ext)?\.h$"), ("_mpi.c", "_mpi.h")),
     "HDF5": (re.compile(r"^(hdf5|H5\w*)(_hl)?\.h$"), ("_hdf5.c", "_hdf5.h")),
@@ -33,7 +36,7 @@ VENDORS = {
 }
 
 # Headers of ours that include a vendor's: for files of the same vendor only.
-VENDOR_HEADER = re.compile(r"_(cuda|nccl|mpi|hdf5|dnnl)\.h$")
+VENDOR_HEADER = re.compile(r"_(cuda|cudnn|nccl|mpi|hdf5|dnnl)\.h$")
 
 # Headers of one processor: in a file named for it, or under a guard.
 PROCESSOR = re.compile(r"^(\w*intrin|cpuid|x86gprintrin|arm_neon|arm_sve)\.h$")
@@ -62,6 +65,11 @@ def shows_vendor(check, match):
     return any(headers.match(name) for name in names for headers, _ in VENDORS.values())
 
 
+def may_show(vendor):
+    """Endings of the files that may include our headers named *_vendor.h."""
+    return CUDA_FILES if vendor == "cuda" else (f"_{vendor}.c", f"_{vendor}.h")
+
+
 def check_own(check, path, line, unit, target):
     """An include of the project: "folder/file"."""
     owner = unit_of(target)
@@ -71,9 +79,7 @@ def check_own(check, path, line, unit, target):
         check.find(path, line, f'"{target}": nothing may include files outside {", ".join(UNITS)}')
     elif owner not in UNITS[unit][1]:
         check.find(path, line, f'{unit} may not include "{target}"; it may use: {", ".join(UNITS[unit][1])}')
-    elif shows_vendor(check, suffix := VENDOR_HEADER.search(target)) and not path.endswith(
-        (f"_{suffix.group(1)}.c", suffix.group())
-    ):
+    elif shows_vendor(check, suffix := VENDOR_HEADER.search(target)) and not path.endswith(may_show(suffix.group(1))):
         check.find(path, line, f'"{target}" shows headers of a vendor; include it from *_{suffix.group(1)}.c only')
     elif owner != unit and target.endswith("_impl.h"):
         check.find(path, line, f'"{target}" is private to {owner}')

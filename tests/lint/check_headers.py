@@ -21,10 +21,20 @@ KERNELS = ("layers/cpu/", ["-DLY_ISA=base"])
 
 # Ending of a header that includes a vendor's -> pkg-config's name of the vendor's.
 PACKAGES = {"_mpi.h": "ompi-c", "_hdf5.h": "hdf5"}
+CUDA_ENDINGS = ("_cuda.h", "_cudnn.h")
+
+
+def cuda_include():
+    """The toolkit's folder of headers, where there is a toolkit (meson.build looks in the same places)."""
+    nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
+    folder = os.path.join(os.path.dirname(os.path.dirname(os.path.realpath(nvcc))), "include")
+    return folder if os.path.isfile(os.path.join(folder, "cuda_runtime_api.h")) else None
 
 
 def vendor_flags(header):
     """Where the vendor's headers lie, as system headers: their warnings are not ours."""
+    if header.endswith(CUDA_ENDINGS):
+        return ["-isystem", cuda_include()]
     package = next((p for ending, p in PACKAGES.items() if header.endswith(ending)), None)
     if not package:
         return []
@@ -63,6 +73,10 @@ def main(argv=None):
             missing_tool(check, " or ".join(compilers))
         jobs += [(language, compiler, flags) for compiler in present]
     headers = [h for h in check.files(".h") if unit_of(h)]
+    if not cuda_include():
+        for header in [h for h in headers if h.endswith(CUDA_ENDINGS)]:
+            print(f"{header}: not compiled, no CUDA toolkit here")
+            headers.remove(header)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for header in headers:
             check.examined += 1

@@ -55,6 +55,7 @@ const Field preference_fields[] = {
     FIELD(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, Preference, align[1]),
     FIELD(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, Preference, align[2]),
     FIELD(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, Preference, align[3]),
+    FIELD(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, Preference, reductions),
 };
 
 template <size_t N> const Field *find(const Field (&fields)[N], int attribute)
@@ -256,7 +257,7 @@ cublasStatus_t cublasLtMatmulPreferenceInit_internal(cublasLtMatmulPreference_t 
     if (!preference || size < sizeof(Preference)) {
         return CUBLAS_STATUS_INVALID_VALUE;
     }
-    Preference p{Tag::preference, 0, {256, 256, 256, 256}};
+    Preference p{Tag::preference, 0, {256, 256, 256, 256}, 0xffffffffu};
     memcpy(preference, &p, sizeof p);
     return CUBLAS_STATUS_SUCCESS;
 }

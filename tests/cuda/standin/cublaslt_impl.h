@@ -39,7 +39,8 @@ struct Descriptor {
 struct Preference {
     Tag tag;
     uint64_t workspace;
-    uint32_t align[4]; /* of A, B, C, D */
+    uint32_t align[4];   /* of A, B, C, D */
+    uint32_t reductions; /* schemes allowed; K is never split here */
 };
 
 /* An algorithm holds for one problem: its fingerprint, and alignments that were promised when it was selected. */

@@ -17,16 +17,23 @@ its bytes before the call.
 
 import zlib
 
+import ml_dtypes
 import numpy as np
 
 U = 2.0**-24  # unit roundoff of float32
-TYPES = {"f32": np.float32, "i32": np.int32, "f64": np.float64}
+TYPES = {"f32": np.float32, "i32": np.int32, "f64": np.float64, "bf16": ml_dtypes.bfloat16, "f16": np.float16}
 EXACT = 1e-300  # tolerance of an output that must be the wanted float exactly
 
 
 def f32(x):
     """The float64 value that a float32 parameter really has."""
     return float(np.float32(x))
+
+
+def rounded(x, dtype):
+    """float64 values of x once it is stored as dtype (to nearest, ties to even; too large for f16 is infinite)."""
+    with np.errstate(over="ignore"):
+        return np.asarray(x, np.float32).astype(TYPES[dtype]).astype(np.float64)
 
 
 def sum_tol(n, abs_sum):

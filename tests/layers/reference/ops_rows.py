@@ -170,10 +170,10 @@ def head_rows(c: Case, field, values, others=3):
     return c.put(place, values)
 
 
-def head_norm_fwd(c: Case, R, G, r, H, kind="layer", beta=0, one_plus=0):
+def head_norm_fwd(c: Case, R, G, r, H, kind="layer", beta=0, one_plus=0, others=3):
     eps = 1e-6
     x, gamma, bt = c.normal(R, G, r, H), c.normal(H), c.normal(H) * beta
-    head_rows(c, "x", x)
+    head_rows(c, "x", x, others)
     c.input("gamma", gamma)
     if beta:
         c.input("beta", bt)
@@ -182,13 +182,14 @@ def head_norm_fwd(c: Case, R, G, r, H, kind="layer", beta=0, one_plus=0):
     out, mean, rstd = forward(norm_of(kind, one_plus, f32(eps)), x, gamma, bt)
     unit = (16 + 2 * np.sqrt(H)) * U
     rough, _, _ = norm_scales(x, kind, eps)
-    c.expect(head_rows(c, "out", np.full(x.shape, np.nan)), out, unit * (rough * np.abs(gamma + one_plus) + np.abs(bt)))
+    place = head_rows(c, "out", np.full(x.shape, np.nan), others)
+    c.expect(place, out, unit * (rough * np.abs(gamma + one_plus) + np.abs(bt)))
     stats = np.concatenate([mean, rstd], -1).reshape(-1, 2)
     tol = np.concatenate([np.abs(x).mean(-1, keepdims=True), rstd], -1).reshape(-1, 2) * unit
     c.output("stats", stats, tol)
 
 
-def head_norm_bwd(c: Case, R, G, r, H, kind="layer", beta=0, one_plus=0, in_place=0):
+def head_norm_bwd(c: Case, R, G, r, H, kind="layer", beta=0, one_plus=0, in_place=0, others=3):
     eps = f32(1e-6)
     x, gamma, bt, dout = c.normal(R, G, r, H), c.normal(H), c.normal(H), c.normal(R, G, r, H)
     norm = norm_of(kind, one_plus, eps)
@@ -197,15 +198,15 @@ def head_norm_bwd(c: Case, R, G, r, H, kind="layer", beta=0, one_plus=0, in_plac
     flat = (-1, H)
     dx_tol, dgamma_tol, dbeta_tol = norm_bwd_tols(x.reshape(flat), kind, eps, gamma + one_plus, dout.reshape(flat))
     c.ints(kind=kind == "rms", one_plus_gamma=one_plus)
-    head_rows(c, "x", x)
-    dout_place = head_rows(c, "dout", dout)
+    head_rows(c, "x", x, others)
+    dout_place = head_rows(c, "dout", dout, others)
     c.input("stats", np.concatenate([mean, rstd], -1).reshape(-1, 2))
     c.input("gamma", gamma)
     if in_place:
-        width = G * (r * H + 3)
-        place = c.view("dx", dout_place[0], (R, G, r, H), (width, r * H + 3, H, 1))
+        width = G * (r * H + others)
+        place = c.view("dx", dout_place[0], (R, G, r, H), (width, r * H + others, H, 1))
     else:
-        place = head_rows(c, "dx", np.full(x.shape, np.nan))
+        place = head_rows(c, "dx", np.full(x.shape, np.nan), others)
     c.expect(place, dx, dx_tol.reshape(x.shape))
     c.accumulated("dgamma", dgamma, dgamma_tol)
     if beta:

@@ -3,7 +3,7 @@ gradients; NumPy in float64 computes them from their published formulas."""
 
 import numpy as np
 
-from case import U, Case, f32
+from case import EXACT, U, Case, f32, rounded
 
 
 def split(c: Case, n, segments):
@@ -85,3 +85,28 @@ def add(c: Case, n, in_place=0):
 def fill(c: Case, n, value=1.25):
     c.floats(value=value)
     c.output("x", np.full(n, value), 0.0)
+
+
+def cast(c: Case, n, x="f32", out="f32", scale=1.0, accumulate=0, in_place=0):
+    """One rounding of the product to f32 and one to out's type, so the result is known to the bit; the sum with old
+    values may be fused."""
+    values = c.normal(n, scale=3.0)
+    values[: min(n, 4)] = [0.0, -1e6, 3e38, 2.0**-24][: min(n, 4)]
+    values = rounded(values, x)
+    c.floats(scale=scale)
+    c.ints(accumulate=accumulate)
+    place = c.input("x", values, x)
+    with np.errstate(over="ignore"):
+        product = (values.astype(np.float32) * np.float32(scale)).astype(np.float64)
+    if in_place:
+        c.expect(c.view("out", place[0], (n,)), rounded(product, out), EXACT)
+    elif not accumulate:
+        c.output("out", rounded(product, out), EXACT, out)
+    else:
+        old = rounded(c.normal(n), out)
+        want = rounded(values * f32(scale) + old, out)
+        # Twice half a unit of the type: the unrounded sum may lie beside a tie.
+        unit = {"f32": U, "bf16": 2.0**-8, "f16": 2.0**-11}[out]
+        with np.errstate(invalid="ignore"):
+            tol = np.where(np.isfinite(want), 2 * unit * np.abs(want) + U * (np.abs(product) + np.abs(old)), EXACT)
+        c.expect(c.put(c.rows("out", (n,), out), old), want, tol)

@@ -1,0 +1,110 @@
+"""The training step on the CUDA backend, executed without a GPU: same bits under every order that CUDA permits, and the
+numbers of the CPU run within rounding."""
+import re
+
+import cuda_runs
+import pytest
+from cuda_runs import needs_standins
+from megac_runs import run as run_cpu
+from megac_runs import train as train_cpu
+
+pytestmark = needs_standins
+
+SHAPE = (
+    "--num-layers 4 --hidden-size 64 --num-attention-heads 4 --seq-length 32 --max-position-embeddings 32 "
+    "--micro-batch-size 1 --global-batch-size 8 --vocab-size 301 --train-iters 3 --lr 1e-3 --lr-decay-style constant "
+    "--mock-data"
+).split()
+GPT = [*SHAPE, "--hidden-dropout", "0.1", "--attention-dropout", "0.1"]
+LLAMA = [
+    *SHAPE,
+    *(
+        "--position-embedding-type rope --normalization RMSNorm --swiglu --disable-bias-linear "
+        "--untie-embeddings-and-output-weights --group-query-attention --num-query-groups 2 "
+        "--hidden-dropout 0 --attention-dropout 0"
+    ).split(),
+]
+EIGHT = "--tp 2 --pp 2 --dp 2 --sequence-parallel".split()
+POLICIES = ["late", "eager", "random:1"]
+
+
+def cpu(flags, ranks, tmp_path, name="cpu"):
+    steps, _ = train_cpu(flags, ranks, tmp_path, name)
+    return [(s["lm_loss"], s["grad_norm"]) for s in steps]
+
+
+def close(have, want, tolerance):
+    return all(h == pytest.approx(w, rel=tolerance) for a, b in zip(have, want, strict=True) for h, w in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("precision", [[], ["--bf16"]], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("model", [GPT, LLAMA], ids=["gpt", "llama"])
+def test_eight_ranks_under_all_policies(model, precision, tmp_path):
+    flags = [*model, *precision, *EIGHT, "--device", "cuda"]
+    runs = {p: cuda_runs.train(flags, 8, tmp_path / "m.jsonl", policy=p) for p in POLICIES}
+    for policy in POLICIES[1:]:
+        assert runs[policy] == runs["late"], policy
+    if precision:  # what is rounded to 8 bits after a sum in another order may fall on the other side
+        one = cuda_runs.train([*model, *precision, "--device", "cuda"], 1, tmp_path / "m.jsonl")
+        assert close(runs["late"], one, 2e-3), (runs["late"], one)
+    want = cpu([*model, *EIGHT], 8, tmp_path)
+    assert close(runs["late"], want, 1e-2 if precision else 2e-5), (runs["late"], want)
+
+
+@pytest.mark.parametrize(
+    "ranks, layout",
+    [
+        (1, []),
+        (2, ["--tp", "2"]),
+        (2, ["--tp", "2", "--sequence-parallel"]),
+        (4, ["--pp", "4"]),
+        (2, ["--dp", "2"]),
+        (4, ["--tp", "4"]),
+        (4, ["--tp", "2", "--pp", "2", "--comm", "mpi"]),
+    ],
+    ids=lambda v: " ".join(v) or "one" if isinstance(v, list) else str(v),
+)
+def test_layouts_equal_the_cpu(ranks, layout, tmp_path):
+    have = cuda_runs.train([*GPT, *layout, "--device", "cuda"], ranks, tmp_path / "m.jsonl", policy="late")
+    assert close(have, cpu(GPT, 1, tmp_path), 2e-5)
+
+
+def test_more_ranks_than_devices_share_them_over_mpi_only(tmp_path):
+    flags = [*GPT, "--dp", "2", "--device", "cuda"]
+    have = cuda_runs.train([*flags, "--comm", "mpi"], 2, tmp_path / "m.jsonl", devices=1)
+    assert close(have, cpu(GPT, 1, tmp_path), 2e-5)
+    done = cuda_runs.run(["train", *flags, "--num-threads", 1], 2, expect=2, devices=1)
+    assert "--comm nccl needs a CUDA device for every rank" in done.stderr and "--comm mpi" in done.stderr
+
+
+def test_every_tensor_of_a_step_equals_the_cpu_s(tmp_path):
+    flags = [*LLAMA, "--train-iters", "1"]
+    run_cpu(["train", *flags, "--num-threads", 1, "--trace-tensors", tmp_path / "cpu"])
+    cuda_runs.run(
+        ["train", *flags, "--num-threads", 1, *EIGHT, "--device", "cuda", "--trace-tensors", tmp_path / "cuda"], 8
+    )
+    done = run_cpu(["diff", tmp_path / "cpu", tmp_path / "cuda", "--tolerance", "5e-5"])
+    assert re.search(r"^0 of \d{3} tensors differ", done.stdout, re.M)
+
+
+def test_checkpoints_cross_devices(tmp_path):
+    """Saved from device memory, resumed there and on the CPU: the same steps as without the interruption."""
+    flags = [*GPT, "--train-iters", "4"]
+    whole = cuda_runs.train([*flags, "--device", "cuda"], 1, tmp_path / "m.jsonl")
+    save = ["--save", tmp_path / "ck", "--save-interval", "2"]
+    cuda_runs.train([*flags, "--exit-interval", "2", "--device", "cuda", *save], 1, tmp_path / "m.jsonl", expect=75)
+    resumed = cuda_runs.train([*flags, "--device", "cuda", "--load", tmp_path / "ck"], 1, tmp_path / "m.jsonl")
+    assert resumed == whole[2:]
+    assert close(cpu([*flags, "--load", tmp_path / "ck"], 1, tmp_path), whole[2:], 2e-5)
+    load = ["--load", tmp_path / "ck", "--tokenizer-type", "ByteTokenizer", "--prompt", "Moses", "--max-new-tokens", "8"]
+    load += ["--greedy", "--num-threads", "1"]
+    on_cuda, on_cpu = cuda_runs.run(["generate", *load, "--device", "cuda"]), run_cpu(["generate", *load])
+    assert on_cuda.stdout == on_cpu.stdout and on_cpu.stdout
+
+
+def test_a_rank_that_dies_ends_the_job(tmp_path):
+    """NCCL sees a dead rank on its own; megac says where it stood, and no rank hangs."""
+    flags = [*GPT, "--train-iters", "200", "--pp", "2", "--device", "cuda", "--num-threads", "1"]
+    done = cuda_runs.run(["train", *flags], 2, expect=None, timeout=60, fail="cudaEventRecord:300@1", deadline=5)
+    assert done.returncode not in (0, 110), done.stderr  # 110: mpirun's own timeout
+    assert "cudaEventRecord" in done.stderr
