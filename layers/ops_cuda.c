@@ -58,11 +58,13 @@ mc_status ly_i_cuda_launched(const ly_ctx *cx, int error, int op, const void *ar
     if (e == cudaSuccess) {
         return MC_OK;
     }
+    bool earlier = mc_cuda_is_fault(e) && !ly_i_cuda(cx)->device->sync_each; /* a launch reports that too */
+    const char *remedy = earlier ? "; it or work queued before failed: run again with MC_SYNC=1 to know" : "";
     char text[512];
     (void)cudaGetLastError(); /* told here: the next launch must not report it again */
     ly_i_cuda_describe(op, args, text, sizeof text);
-    return MC_FAIL(MC_DEVICE, "operator %s %s: %s (%s); on %s", text, when, cudaGetErrorName(e), cudaGetErrorString(e),
-                   ly_i_cuda(cx)->device->name);
+    return MC_FAIL(MC_DEVICE, "operator %s %s: %s (%s); on %s%s", text, when, cudaGetErrorName(e),
+                   cudaGetErrorString(e), ly_i_cuda(cx)->device->name, remedy);
 }
 
 #define KERNEL(op)                                                      \

@@ -9,7 +9,7 @@
 
 template <int HP> struct dq_tile {
     enum {
-        MT = HP <= 96 ? 2 : 1,
+        MT = HP > 32 && HP <= 96 ? 2 : 1, /* 32: sm_100's ptxas spills with 2 */
         WARPS = 4,
         THREADS = WARPS * LY_WARP,
         QUERIES = WARPS * 16 * MT,

@@ -18,8 +18,7 @@ static double gib(size_t bytes)
     return (double)bytes / (1 << 30);
 }
 
-/* Errors of work that was queued before: the device is lost, and whichever call comes next reports it. */
-static bool is_fault(cudaError_t e)
+bool mc_cuda_is_fault(cudaError_t e)
 {
     switch (e) {
     case cudaErrorIllegalAddress:
@@ -45,7 +44,7 @@ mc_status mc_cuda_check_at(const char *file, int line, cudaError_t error, const 
     }
     (void)cudaGetLastError(); /* told here: the next launch must not report it again */
     const char *remedy =
-        is_fault(error) ? "; work queued before failed: run again with MC_SYNC=1 to name the operator" : "";
+        mc_cuda_is_fault(error) ? "; work queued before failed: run again with MC_SYNC=1 to name the operator" : "";
     mc_fail_at(file, line, "%.*s: %s (%s)%s", (int)strcspn(call, "("), call, cudaGetErrorName(error),
                cudaGetErrorString(error), remedy);
     return error == cudaErrorMemoryAllocation ? MC_NOMEM : MC_DEVICE;
@@ -54,7 +53,7 @@ mc_status mc_cuda_check_at(const char *file, int line, cudaError_t error, const 
 /* Where nothing can be returned. A lost device has been reported by then. */
 static void note(cudaError_t error, const char *call)
 {
-    if (error != cudaSuccess && !is_fault(error)) {
+    if (error != cudaSuccess && !mc_cuda_is_fault(error)) {
         MC_WARN("%s: %s (%s)", call, cudaGetErrorName(error), cudaGetErrorString(error));
     }
     (void)cudaGetLastError();

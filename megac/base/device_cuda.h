@@ -32,6 +32,11 @@ typedef struct mc_cuda {
  * and its text, and what to do. Use through MC_CUDA_TRY. */
 mc_status mc_cuda_check_at(const char *file, int line, cudaError_t error, const char *call);
 
+/* Whether this is an error of work that was queued before: the device is lost, and whichever call comes next reports
+ * it.
+ */
+bool mc_cuda_is_fault(cudaError_t error);
+
 /* Like MC_TRY for a call of cudart. */
 #define MC_CUDA_TRY(call) MC_TRY(mc_cuda_check_at(__FILE__, __LINE__, (call), #call))
 

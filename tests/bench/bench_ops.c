@@ -1,9 +1,11 @@
 /* Speed of the CPU operators: GFLOP/s or GB/s of each operator and shape, and its share of what this machine can do,
  * measured in the same run (a loop of fused multiply-adds; memcpy).
  *
- *   build/tests/bench/bench_ops [--threads N] [--backend cpu-v3] [--seconds S] [--cpu-time] [FILTER]
+ *   build/tests/bench/bench_ops [--threads N] [--backend cpu-v3] [--seconds S] [--cpu-time] [--type bf16] [FILTER]
  *
  * --cpu-time counts processor time of the calling thread, which other jobs disturb less; for --threads 1 only.
+ * --type: the matrix products alone, with operands of that type. Their weights and weight gradients come from several
+ * layers in turn, and so from memory, as in a training step.
  * Not a test. Each figure is the best of several rounds; bytes are those an operator must move once. */
 #include <math.h>
 #include <stdint.h>
@@ -14,6 +16,8 @@
 
 #include "layers/ops.h"
 #include "megac/base/alloc.h"
+#include "megac/base/device.h"
+#include "megac/base/half.h"
 #include "tests/bench/peak.h"
 
 typedef struct bench {
@@ -22,6 +26,7 @@ typedef struct bench {
     clockid_t clock;
     double seconds; /* per figure */
     double peak_gflops, copy_gbs;
+    mc_dtype type;            /* of matrix products */
     float *a, *b, *c, *d, *e; /* POOL_FLOATS each */
     int32_t *ints;
     int failed;
@@ -79,28 +84,47 @@ static void report(const bench *bn, const char *name, double seconds, double flo
     fflush(stdout);
 }
 
+/* A product of one layer after another: each call takes the next weights, or weight gradients. */
+typedef struct gemm_turns {
+    ly_gemm op;
+    mc_tensor *turning; /* a tensor of op */
+    int64_t step_bytes;
+    int n, next;
+} gemm_turns;
+
 static mc_status call_gemm(const ly_ctx *cx, const void *arg)
 {
-    return cx->ops->gemm(cx, arg);
+    gemm_turns *t = (gemm_turns *)(uintptr_t)arg;
+    char *first = t->turning->data;
+    t->turning->data = first + t->next * t->step_bytes;
+    mc_status st = cx->ops->gemm(cx, &t->op);
+    t->turning->data = first;
+    t->next = (t->next + 1) % t->n;
+    return st;
 }
 
 /* The three products of a linear layer of `rows` x `in` -> `out`. */
 static void bench_linear(bench *bn, const char *model, int64_t rows, int64_t in, int64_t out)
 {
-    mc_tensor x = mc_tensor_2d(bn->a, MC_F32, rows, in), w = mc_tensor_2d(bn->b, MC_F32, out, in);
-    mc_tensor y = mc_tensor_2d(bn->c, MC_F32, rows, out), dx = mc_tensor_2d(bn->d, MC_F32, rows, in);
-    mc_tensor dw = mc_tensor_2d(bn->d, MC_F32, out, in), bias = mc_tensor_1d(bn->e, MC_F32, out);
+    enum { LAYERS = 12 };
+    mc_tensor x = mc_tensor_2d(bn->a, bn->type, rows, in), w = mc_tensor_2d(bn->b, bn->type, out, in);
+    mc_tensor y = mc_tensor_2d(bn->c, bn->type, rows, out), dx = mc_tensor_2d(bn->e, bn->type, rows, in);
+    mc_tensor dw = mc_tensor_2d(bn->d, MC_F32, out, in), bias = mc_tensor_1d(bn->a, bn->type, out);
     const ly_gemm forms[3] = {{.a = x, .b = w, .c = y, .bias = bias, .trans_b = true},
                               {.a = y, .b = w, .c = dx},
                               {.a = y, .b = x, .c = dw, .trans_a = true, .beta = 1.0f}};
     static const char *const names[3] = {"fwd", "dx", "dW"};
+    int64_t layers = POOL_FLOATS / (in * out);
     for (int f = 0; f < 3; f++) {
         char name[96];
         snprintf(name, sizeof name, "gemm %s %lldx%lld->%lld %s", model, (long long)rows, (long long)in, (long long)out,
                  names[f]);
         if (wanted(bn, name)) {
-            memset(bn->d, 0, (size_t)(out * in) * 4);
-            report(bn, name, best_time(bn, call_gemm, &forms[f]), 2.0 * (double)rows * (double)in * (double)out, 0.0);
+            gemm_turns t = {.op = forms[f], .n = (int)(layers < LAYERS ? layers : LAYERS)};
+            t.turning = f < 2 ? &t.op.b : &t.op.c;
+            t.step_bytes = in * out * (int64_t)mc_dtype_bytes(t.turning->dtype);
+            memset(bn->d, 0, (size_t)(t.n * out * in) * 4);
+            report(bn, name, best_time(bn, call_gemm, &t), 2.0 * (double)rows * (double)in * (double)out, 0.0);
         }
     }
 }
@@ -110,13 +134,26 @@ static void bench_gemm(bench *bn)
     static const struct {
         const char *model;
         int64_t rows, in, out;
-    } s[] = {{"124M", 256, 768, 2304},   {"124M", 256, 768, 3072},   {"124M", 1024, 768, 2304},
-             {"124M", 1024, 768, 768},   {"124M", 1024, 768, 3072},  {"124M", 1024, 3072, 768},
-             {"124M", 128, 768, 50304},  {"small", 2048, 256, 768},  {"small", 2048, 256, 256},
-             {"small", 2048, 256, 1024}, {"small", 2048, 1024, 256}, {"llama", 1024, 512, 1024},
-             {"llama", 1024, 512, 2816}, {"llama", 1024, 1408, 512}, {"tiny", 64, 64, 64}};
+    } s[] = {
+        {"124M", 256, 768, 2304},   {"124M", 256, 768, 768},    {"124M", 256, 768, 3072},    {"124M", 256, 3072, 768},
+        {"124M", 256, 768, 50304},  {"124M", 1024, 768, 2304},  {"124M", 1024, 768, 768},    {"124M", 1024, 768, 3072},
+        {"124M", 1024, 3072, 768},  {"124M", 128, 768, 50304},  {"small", 2048, 256, 768},   {"small", 2048, 256, 256},
+        {"small", 2048, 256, 1024}, {"small", 2048, 1024, 256}, {"llama", 1024, 512, 1024},  {"llama", 1024, 512, 512},
+        {"llama", 1024, 512, 2816}, {"llama", 1024, 1408, 512}, {"llama", 1024, 512, 32000}, {"tiny", 64, 64, 64}};
     for (size_t i = 0; i < sizeof s / sizeof *s; i++) {
         bench_linear(bn, s[i].model, s[i].rows, s[i].in, s[i].out);
+    }
+}
+
+/* Rounds a pool to the type of matrix products, in place: element i moves down to where element i / 2 was. */
+static void narrow(const bench *bn, float *x)
+{
+    uint16_t *h = (uint16_t *)x;
+    for (int64_t i = 0; bn->type != MC_F32 && i < POOL_FLOATS; i++) {
+        float f;
+        memcpy(&f, x + i, sizeof f);
+        uint16_t v = bn->type == MC_BF16 ? mc_bf16_from_f32(f) : mc_f16_from_f32(f);
+        memcpy(h + i, &v, sizeof v);
     }
 }
 
@@ -289,12 +326,14 @@ static double copy_bandwidth(const bench *bn)
     return 2.0 * 64.0 * (double)j.bytes / best * 1e-9;
 }
 
-static float *floats(uint32_t seed)
+/* Huge pages where there are any, as for the arenas of a run. */
+static float *floats(mc_device *dev, uint32_t seed)
 {
-    float *x = NULL;
-    if (MC_NEW_N(&x, POOL_FLOATS, "benchmark data") != MC_OK) {
+    void *p = NULL;
+    if (dev->ops->alloc(dev, MC_MEM_DEVICE, (size_t)POOL_FLOATS * sizeof(float), "benchmark data", &p) != MC_OK) {
         exit(1);
     }
+    float *x = p;
     for (int64_t i = 0; i < POOL_FLOATS; i++) {
         seed = seed * 1664525u + 1013904223u;
         x[i] = ((float)(seed >> 8) - 8388608.0f) / 8388608.0f;
@@ -302,33 +341,53 @@ static float *floats(uint32_t seed)
     return x;
 }
 
-int main(int argc, char **argv)
+static mc_dtype type_named(const char *name)
 {
-    bench bn = {.seconds = 0.3, .clock = CLOCK_MONOTONIC};
+    static const mc_dtype types[] = {MC_F32, MC_BF16, MC_F16};
+    for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
+        if (strcmp(name, mc_dtype_name(types[i])) == 0) {
+            return types[i];
+        }
+    }
+    fprintf(stderr, "--type %s: use f32, bf16 or f16\n", name);
+    exit(2);
+}
+
+static const char *parse(bench *bn, int argc, char **argv, int *n_threads_out)
+{
     const char *backend = "cpu";
-    int n_threads = 2;
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--threads") == 0 && i + 1 < argc) {
-            n_threads = atoi(argv[++i]);
+            *n_threads_out = atoi(argv[++i]);
         } else if (strcmp(argv[i], "--backend") == 0 && i + 1 < argc) {
             backend = argv[++i];
         } else if (strcmp(argv[i], "--seconds") == 0 && i + 1 < argc) {
-            bn.seconds = atof(argv[++i]);
+            bn->seconds = atof(argv[++i]);
+        } else if (strcmp(argv[i], "--type") == 0 && i + 1 < argc) {
+            bn->type = type_named(argv[++i]);
         } else if (strcmp(argv[i], "--cpu-time") == 0) {
-            bn.clock = CLOCK_THREAD_CPUTIME_ID;
+            bn->clock = CLOCK_THREAD_CPUTIME_ID;
         } else {
-            bn.filter = argv[i];
+            bn->filter = argv[i];
         }
     }
-    if (n_threads < 1 || ly_ops_get(backend, &bn.cx.ops) != MC_OK ||
+    return backend;
+}
+
+int main(int argc, char **argv)
+{
+    bench bn = {.seconds = 0.3, .clock = CLOCK_MONOTONIC, .type = MC_F32};
+    int n_threads = 2;
+    const char *backend = parse(&bn, argc, argv, &n_threads);
+    mc_device dev = {0};
+    if (n_threads < 1 || ly_ops_get(backend, &bn.cx.ops) != MC_OK || mc_device_open("cpu", 0, &dev) != MC_OK ||
         mc_pool_create(n_threads, LY_POOL_SCRATCH_BYTES, &bn.cx.pool) != MC_OK) {
         return 2;
     }
-    bn.a = floats(1);
-    bn.b = floats(2);
-    bn.c = floats(3);
-    bn.d = floats(4);
-    bn.e = floats(5);
+    float **const pools[] = {&bn.a, &bn.b, &bn.c, &bn.d, &bn.e};
+    for (uint32_t i = 0; i < 5; i++) {
+        *pools[i] = floats(&dev, i + 1);
+    }
     if (MC_NEW_N(&bn.ints, N_INTS, "benchmark tokens") != MC_OK) {
         return 1;
     }
@@ -339,8 +398,13 @@ int main(int argc, char **argv)
     bn.copy_gbs = copy_bandwidth(&bn);
     printf("%s, %d threads: peak %.1f GFLOP/s (fused multiply-add loop), copy %.1f GB/s\n", bn.cx.ops->backend,
            n_threads, bn.peak_gflops, bn.copy_gbs);
+    narrow(&bn, bn.a);
+    narrow(&bn, bn.b);
+    narrow(&bn, bn.c);
     bench_gemm(&bn);
-    bench_rows(&bn);
-    bench_large(&bn);
+    if (bn.type == MC_F32) {
+        bench_rows(&bn);
+        bench_large(&bn);
+    }
     return bn.failed;
 }

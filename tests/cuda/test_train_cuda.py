@@ -1,5 +1,6 @@
 """The training step on the CUDA backend, executed without a GPU: same bits under every order that CUDA permits, and the
 numbers of the CPU run within rounding."""
+import json
 import re
 
 import cuda_runs
@@ -67,6 +68,14 @@ def test_eight_ranks_under_all_policies(model, precision, tmp_path):
 def test_layouts_equal_the_cpu(ranks, layout, tmp_path):
     have = cuda_runs.train([*GPT, *layout, "--device", "cuda"], ranks, tmp_path / "m.jsonl", policy="late")
     assert close(have, cpu(GPT, 1, tmp_path), 2e-5)
+
+
+def test_the_plan_needs_no_device_and_is_what_the_run_reserves():
+    flags = [*LLAMA, *EIGHT, "--device", "cuda", "--num-threads", "1", "--train-iters", "1"]
+    rank0 = json.loads(run_cpu(["plan", *flags, "--world-size", "8", "--json"]).stdout)["ranks"][0]
+    done = cuda_runs.run(["train", *flags], 8)
+    reserved = float(re.search(r"rank 0 reserves ([0-9.]+) MiB", done.stdout).group(1))
+    assert reserved == pytest.approx(rank0["total"] / 2**20, abs=0.06) and rank0["workspace"] >= 32 << 20
 
 
 def test_more_ranks_than_devices_share_them_over_mpi_only(tmp_path):
