@@ -98,7 +98,8 @@ $dry || mkdir -p "$build"
 if [ ! -f "$build/build.ninja" ]; then
     meson=meson
     $dry || meson=$(bash launch/meson.sh "$build/venv")
-    run_quietly "$meson" setup "$build" -Dbuildtype=release -Dwerror=false -Dtests=false
+    # CPU ranks only: nvcc would take minutes.
+    run_quietly "$meson" setup "$build" -Dbuildtype=release -Dwerror=false -Dtests=false -Dcuda=disabled
 fi
 run_quietly ninja -C "$build"
 megac=$build/megac
@@ -135,7 +136,7 @@ run "$megac" inspect "$out/text.h5"
 
 step "4/6 training: GPT, 4 layers of 128, tensor parallel 2 x pipeline parallel 2"
 run rm -rf "$out/checkpoint"
-run mpirun --bind-to none -n 4 "$megac" train \
+run mpirun --bind-to none -n 4 "$megac" train --device cpu \
     --tensor-model-parallel-size 2 --pipeline-model-parallel-size 2 --sequence-parallel \
     --num-layers 4 --hidden-size 128 --num-attention-heads 4 --seq-length 128 --max-position-embeddings 128 \
     --hidden-dropout 0 --attention-dropout 0 --micro-batch-size 4 --global-batch-size 16 --train-iters "$iters" \
@@ -144,11 +145,11 @@ run mpirun --bind-to none -n 4 "$megac" train \
     --save "$out/checkpoint" --save-interval "$iters" --metrics-file "$out/metrics.jsonl" --num-threads 1
 
 step "5/6 evaluation, on one rank"
-run "$megac" eval --load "$out/checkpoint" --data-path "$out/text" --split 980,10,10 --micro-batch-size 4 \
+run "$megac" eval --device cpu --load "$out/checkpoint" --data-path "$out/text" --split 980,10,10 --micro-batch-size 4 \
     --eval-iters 50
 
 step "6/6 text from the model"
-run "$megac" generate --load "$out/checkpoint" --prompt "In the beginning" --max-new-tokens 300 --temperature 0.8
+run "$megac" generate --device cpu --load "$out/checkpoint" --prompt "In the beginning" --max-new-tokens 300 --temperature 0.8
 
 step "done"
 cat <<EOT
