@@ -88,7 +88,7 @@ only=()
 [ -z "$suite" ] || only=(--suite "$suite")
 
 say "release build"
-if ! make_build "$build" -Dbuildtype=release -Dwerror=true -Dtests=true >"$build/build.log" 2>&1; then
+if ! make_build "$build" -Dbuildtype=release -Dwerror=true -Dtests=true -Dcuda=auto >"$build/build.log" 2>&1; then
     tail -n 60 "$build/build.log"
     reports+=(--step "release=fail")
     finish
