@@ -9,14 +9,13 @@
 #include "megac/base/file.h"
 #include "megac/base/half.h"
 #include "megac/base/hash.h"
+#include "megac/train/host_view.h"
 
 struct mt_trace {
     FILE *file;
     mc_device *dev;
     mc_stream stream;
     int64_t iteration;
-    void *pinned; /* host copy of one tensor, on devices with memory of their own */
-    size_t pinned_bytes;
 };
 
 /* Orders leave room for the largest layer count between the parts of a step. */
@@ -53,9 +52,6 @@ mc_status mt_trace_close(mt_trace *t)
     if (fclose(t->file) != 0 || failed) {
         st = MC_FAIL(MC_IO, "the trace of tensors could not be written: %s", strerror(errno));
     }
-    if (t->pinned) {
-        t->dev->ops->free(t->dev, MC_MEM_PINNED_HOST, t->pinned, t->pinned_bytes);
-    }
     mc_free(t);
     return st;
 }
@@ -65,28 +61,6 @@ void mt_trace_step(mt_trace *t, int64_t iteration)
     if (t) {
         t->iteration = iteration;
     }
-}
-
-/* The tensor's values where the host can read them. */
-static mc_status to_host(mt_trace *t, mc_tensor x, const void **out)
-{
-    const mc_device_ops *ops = t->dev->ops;
-    size_t bytes = mc_tensor_bytes(x);
-    *out = x.data;
-    if (ops->host_memory) {
-        return MC_OK;
-    }
-    if (bytes > t->pinned_bytes) {
-        if (t->pinned) {
-            ops->free(t->dev, MC_MEM_PINNED_HOST, t->pinned, t->pinned_bytes);
-            t->pinned = NULL;
-        }
-        MC_TRY(ops->alloc(t->dev, MC_MEM_PINNED_HOST, bytes, "trace of a tensor", &t->pinned));
-        t->pinned_bytes = bytes;
-    }
-    MC_TRY(ops->copy(t->dev, t->pinned, x.data, bytes, t->stream));
-    *out = t->pinned;
-    return ops->stream_sync(t->dev, t->stream);
 }
 
 static double element(mc_dtype dtype, const void *data, int64_t i)
@@ -113,9 +87,9 @@ static void put(FILE *f, const char *key, double v)
 
 static mc_status write_line(mt_trace *t, int64_t sample, int64_t order, const char *name, bool counts, mc_tensor x)
 {
-    const void *data;
-    MC_ASSERT(mc_tensor_contiguous(x));
-    MC_TRY(to_host(t, x, &data));
+    mt_host_view view;
+    MC_TRY(mt_host_view_open(&view, t->dev, t->stream, x, true));
+    const void *data = view.host.data;
     int64_t n = mc_tensor_elems(x), nan = 0;
     double sum = 0, sum_sq = 0, min = INFINITY, max = -INFINITY;
     for (int64_t i = 0; i < n; i++) {
@@ -131,6 +105,7 @@ static mc_status write_line(mt_trace *t, int64_t sample, int64_t order, const ch
     }
     char hash[MC_HASH_HEX_BYTES];
     mc_hash_print(mc_hash(data, mc_tensor_bytes(x)), hash);
+    mt_host_view_close(&view);
     fprintf(t->file,
             "{\"iteration\":%" PRId64 ",\"sample\":%" PRId64 ",\"order\":%" PRId64
             ",\"name\":\"%s\",\"counts\":%s,\"n\":%" PRId64,
