@@ -15,23 +15,23 @@ typedef struct contents {
     int n_items;
 } contents;
 
-static mc_status add_slab(contents *c, mt_engine *e, const char *prefix, mc_tensor slab, bool read)
+static mc_status add_slab(contents *c, mt_engine *e, const char *prefix, mc_tensor slab)
 {
-    MC_TRY(mt_host_view_open(&c->slabs[c->n_kinds], &e->dev, e->ly.stream, slab, read));
+    MC_TRY(mt_host_view_open(&c->slabs[c->n_kinds], &e->dev, e->ly.stream, slab, true));
     c->prefixes[c->n_kinds++] = prefix;
     return MC_OK;
 }
 
 /* The f32 parameters where there are any, else those that the model computes with; and the optimizer's moments. */
-static mc_status add_slabs(contents *c, mt_engine *e, bool with_optimizer, bool read)
+static mc_status add_slabs(contents *c, mt_engine *e, bool with_optimizer)
 {
     const mt_stage *s = e->stage;
-    MC_TRY(add_slab(c, e, "model", mc_tensor_present(s->main_slab) ? s->main_slab : s->param_slab, read));
+    MC_TRY(add_slab(c, e, "model", mc_tensor_present(s->main_slab) ? s->main_slab : s->param_slab));
     if (with_optimizer && mc_tensor_present(e->optimizer->m)) {
-        MC_TRY(add_slab(c, e, "optimizer.exp_avg", e->optimizer->m, read));
+        MC_TRY(add_slab(c, e, "optimizer.exp_avg", e->optimizer->m));
     }
     if (with_optimizer && mc_tensor_present(e->optimizer->v)) {
-        MC_TRY(add_slab(c, e, "optimizer.exp_avg_sq", e->optimizer->v, read));
+        MC_TRY(add_slab(c, e, "optimizer.exp_avg_sq", e->optimizer->v));
     }
     return MC_OK;
 }
@@ -45,13 +45,13 @@ static void close_contents(contents *c)
     *c = (contents){0};
 }
 
-/* Every tensor of this rank as checkpoint items; with `read`, holding the device's values. close_contents in any case.
+/* Every tensor of this rank as checkpoint items, holding the device's values. close_contents in any case.
  */
-static mc_status open_contents(mt_engine *e, bool with_optimizer, bool read, contents *c)
+static mc_status open_contents(mt_engine *e, bool with_optimizer, contents *c)
 {
     const mt_params *p = &e->stage->params;
     *c = (contents){0};
-    MC_TRY(add_slabs(c, e, with_optimizer, read));
+    MC_TRY(add_slabs(c, e, with_optimizer));
     MC_TRY(MC_NEW_N(&c->items, c->n_kinds * p->n_rows, "checkpoint items"));
     for (int k = 0; k < c->n_kinds; k++) {
         for (int i = 0; i < p->n_rows; i++) {
@@ -72,9 +72,9 @@ mc_status mt_run_save(mt_run *run)
     contents c;
     char *config = NULL;
     const ds_info *info = ds_source_first_info(run->train.source);
+    mc_status st;
     MC_TRY(mt_options_text(run->o, &config));
-    mc_status st = open_contents(run->e, !run->o->no_save_optim, true, &c);
-    MC_TRY_GOTO(st, st, undo_contents);
+    MC_TRY_GOTO(st, open_contents(run->e, !run->o->no_save_optim, &c), undo_contents);
     mt_ckpt_state state = {
         .iteration = run->iteration,
         .consumed_samples = run->consumed_samples,
@@ -102,7 +102,7 @@ undo_contents:
 static mc_status read_items(mt_checkpoint *ckpt, mt_engine *e, bool with_optimizer)
 {
     contents c;
-    mc_status st = open_contents(e, with_optimizer, true, &c);
+    mc_status st = open_contents(e, with_optimizer, &c);
     for (int i = 0; i < c.n_items && st == MC_OK; i++) {
         st = mt_checkpoint_read(ckpt, &c.items[i]);
     }
