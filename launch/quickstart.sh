@@ -149,7 +149,8 @@ run "$megac" eval --device cpu --load "$out/checkpoint" --data-path "$out/text" 
     --eval-iters 50
 
 step "6/6 text from the model"
-run "$megac" generate --device cpu --load "$out/checkpoint" --prompt "In the beginning" --max-new-tokens 300 --temperature 0.8
+run "$megac" generate --device cpu --load "$out/checkpoint" --prompt "In the beginning" --max-new-tokens 300 \
+    --temperature 0.8
 
 step "done"
 cat <<EOT
