@@ -24,7 +24,7 @@ static mc_status kv_group(mt_engine *e)
 }
 
 /* On a device whose memory the host does not address, a group of ranks exchanges tensors by communicators of the device
- * (NCCL), or by the host's with copies (--comm mpi). */
+ * (NCCL), or by the host's with copies (--comm mpi and tcp). */
 static mc_status device_group(mt_engine *e, mc_comm *group)
 {
     const mt_options *o = e->setup.o;
@@ -129,6 +129,15 @@ static mc_status check_precision(const mt_engine *e)
     return MC_OK;
 }
 
+static mc_status check_comm(const mt_engine *e)
+{
+    const char *comm = e->setup.o->comm;
+    if (comm && strcmp(comm, "nccl") == 0 && e->dev.ops->host_memory && e->setup.world_size > 1) {
+        return MC_FAIL(MC_UNSUPPORTED, "--comm nccl is for --device cuda; leave the flag out");
+    }
+    return MC_OK;
+}
+
 static mc_status create(mt_engine *e, const mt_options *o, mt_purpose purpose, const ds_source *data)
 {
     const mc_job *job = mc_world_job(e->world);
@@ -136,6 +145,7 @@ static mc_status create(mt_engine *e, const mt_options *o, mt_purpose purpose, c
     e->place = mt_setup_place(&e->setup, job->rank);
     MC_TRY(open_device(e, o->device));
     MC_TRY(check_precision(e));
+    MC_TRY(check_comm(e));
     MC_TRY(open_groups(e));
     MC_TRY(open_plans(e));
     return open_model(e);
