@@ -148,8 +148,10 @@ int main(int argc, char **argv)
     program = argv[2];
     megac = argv[3];
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_shared_memory), cmocka_unit_test(test_messages),      cmocka_unit_test(test_tcp),
-        cmocka_unit_test(test_dead_peer),     cmocka_unit_test(test_dead_peer_tcp),
+        cmocka_unit_test(test_shared_memory),
+        cmocka_unit_test(test_messages),
+        cmocka_unit_test(test_tcp),
+        cmocka_unit_test(test_dead_peer),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
