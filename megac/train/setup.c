@@ -49,6 +49,7 @@ static mt_optimizer_config optimizer_config(const mt_options *o)
         .eps = (float)o->adam_eps,
         .momentum = (float)o->sgd_momentum,
         .clip_grad = o->clip_grad,
+        .snapshots = o->save && o->async_save,
     };
 }
 
