@@ -7,6 +7,7 @@
 #include "megac/train/checkpoint.h"
 #include "megac/train/ckpt_inspect.h"
 #include "megac/train/commands.h"
+#include "megac/train/stop.h"
 
 static mc_status compare(const mt_session *s)
 {
@@ -107,6 +108,8 @@ mc_status mt_session_started(mc_world *world)
 void mt_let_rank_0_speak(int rank)
 {
     if (rank > 0) {
+        mt_stop_unblock(); /* nothing is left to save: a launcher may end this rank before it repeats what rank 0 says
+                            */
         nanosleep(&(struct timespec){.tv_nsec = 300 * 1000 * 1000}, NULL);
         mc_log_flush_held();
     }
