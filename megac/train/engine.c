@@ -108,6 +108,7 @@ static mc_status open_device(mt_engine *e, const char *name)
     MC_TRY(mc_pool_create(e->setup.n_threads, LY_POOL_SCRATCH_BYTES, &e->pool));
     e->ly.pool = e->pool;
     e->ly.backend = e->dev.impl;
+    e->ly.tf32 = e->setup.o->allow_tf32;
     e->ly.ops = e->dev.ops->operators;
     if (!e->ly.ops) {
         MC_TRY(ly_ops_get("cpu", &e->ly.ops));
@@ -126,9 +127,14 @@ static mc_status check_precision(const mt_engine *e)
     return MC_OK;
 }
 
-static mc_status check_comm(const mt_engine *e)
+static mc_status check_cuda_flags(const mt_engine *e)
 {
     const char *comm = e->setup.o->comm;
+    if (e->setup.o->allow_tf32 && e->dev.ops->host_memory) {
+        return MC_FAIL(MC_UNSUPPORTED,
+                       "--allow-tf32: only tensor cores have TF32, and the CPU's products are fp32; use "
+                       "--device cuda, or leave the flag out");
+    }
     if (comm && strcmp(comm, "nccl") == 0 && e->dev.ops->host_memory && e->setup.world_size > 1) {
         return MC_FAIL(MC_UNSUPPORTED, "--comm nccl is for --device cuda; leave the flag out");
     }
@@ -142,7 +148,7 @@ static mc_status create(mt_engine *e, const mt_options *o, mt_purpose purpose, c
     e->place = mt_setup_place(&e->setup, job->rank);
     MC_TRY(open_device(e, o->device));
     MC_TRY(check_precision(e));
-    MC_TRY(check_comm(e));
+    MC_TRY(check_cuda_flags(e));
     MC_TRY(open_groups(e));
     MC_TRY(open_plans(e));
     return open_model(e);

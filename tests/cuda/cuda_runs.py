@@ -1,4 +1,5 @@
-"""Runs of megac on the CUDA backend over the stand-ins for NVIDIA's libraries (standin/README.md), without a GPU."""
+"""Runs of megac on the CUDA backend: over the stand-ins for NVIDIA's libraries (standin/README.md), without a GPU; or, with
+MEGAC_CUDA_LIBS=nvidia in the environment (tests/gpu/run.sh), over NVIDIA's on a GPU."""
 import os
 import pathlib
 import subprocess
@@ -8,23 +9,33 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests/train"))
-from megac_runs import MPI_ENV, metrics  # noqa: E402
+from megac_runs import MPI_ENV, metrics, on_ranks  # noqa: E402
 
 BUILD = pathlib.Path(os.environ.get("MEGAC_BUILD", ROOT / "build"))
 FOLDERS = [BUILD / "tests/cuda/standin", BUILD / "tests/cuda/kernels"]
 
+NVIDIA = os.environ.get("MEGAC_CUDA_LIBS") == "nvidia"
+GPUS = int(os.environ.get("MEGAC_GPUS", "1"))
+# How streams are run. A GPU has its own way, twice: the same bits are wanted again.
+POLICIES = ["once", "again"] if NVIDIA else ["late", "eager", "random:1"]
+
 needs_standins = pytest.mark.skipif(
-    not (FOLDERS[0] / "libcudart.so.13").exists() or not (FOLDERS[1] / "libmegac_kernels.so").exists(),
+    not NVIDIA and (not (FOLDERS[0] / "libcudart.so.13").exists() or not (FOLDERS[1] / "libmegac_kernels.so").exists()),
     reason="the CUDA backend was not built: no CUDA toolkit",
 )
+standins_only = pytest.mark.skipif(NVIDIA, reason="asks something of the stand-ins that a GPU does not do")
 
 
-def run(args, ranks=1, expect=0, timeout=300, **settings):
-    """megac over the stand-ins; `settings` are STANDIN_ variables by their lower-case names, or others by their own."""
-    line = [str(BUILD / "megac"), *map(str, args)]
-    if ranks > 1:
-        line = ["mpirun", "--timeout", str(timeout), "-n", str(ranks), *line]
-    env = {**os.environ, **MPI_ENV, "LD_LIBRARY_PATH": ":".join(map(str, FOLDERS)), "MC_GEMM_AUTOTUNE": "0"}
+def run(args, ranks=1, expect=0, timeout=300, share=True, **settings):
+    """megac on CUDA; `settings` are STANDIN_ variables by their lower-case names, or others by their own. More ranks than
+    GPUs talk over their hosts, unless they may not `share` one: NCCL refuses that."""
+    args = [str(a) for a in args]
+    env = {**os.environ, **MPI_ENV, "MC_GEMM_AUTOTUNE": "0"}
+    if not NVIDIA:
+        env["LD_LIBRARY_PATH"] = ":".join(map(str, FOLDERS))
+    elif ranks > GPUS and share and "--comm" not in args:
+        args += ["--comm", "tcp"]
+    line = on_ranks([str(BUILD / "megac"), *args], ranks, timeout)
     for name, value in settings.items():
         env[name if name.isupper() else "STANDIN_" + name.upper()] = str(value)
     done = subprocess.run(line, env=env, timeout=timeout + 30, capture_output=True, text=True, errors="replace")
