@@ -42,18 +42,18 @@ mc_status mt_i_check_recompute(mt_options *o)
                        "out");
     }
     const struct {
-        const void *field;
+        bool asks; /* for something: a configuration that was printed states the defaults, too */
         const char *flag;
         bool goes;
         const char *with;
     } rows[] = {
-        {&o->recompute_method, "--recompute-method", full, "full"},
-        {&o->recompute_num_layers, "--recompute-num-layers", full, "full"},
-        {&o->distribute_saved_activations, "--distribute-saved-activations", full, "full"},
-        {&o->recompute_modules, "--recompute-modules", selective, "selective"},
+        {strcmp(o->recompute_method, "uniform") != 0, "--recompute-method", full, "full"},
+        {o->recompute_num_layers > 1, "--recompute-num-layers", full, "full"},
+        {o->distribute_saved_activations, "--distribute-saved-activations", full, "full"},
+        {o->recompute_modules.n > 0, "--recompute-modules", selective, "selective"},
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
-        if (!rows[i].goes && mt_options_given(o, rows[i].field)) {
+        if (rows[i].asks && !rows[i].goes) {
             return MC_FAIL(MC_INVALID, "%s goes with --recompute-granularity %s; give that, or leave it out",
                            rows[i].flag, rows[i].with);
         }
