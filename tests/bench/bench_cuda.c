@@ -84,7 +84,7 @@ static void wait(bench *b)
 
 typedef mc_status (*call_fn)(const ly_ctx *cx, const void *arg);
 
-/* Room for what the call needs; false when it cannot be asked. */
+/* Room for what the call needs. */
 static void make_workspace(bench *b, call_fn call, const void *arg)
 {
     size_t need = 0;
@@ -144,12 +144,12 @@ static void report(bench *b, const char *op, const char *shape, call_fn call, co
     fflush(stdout);
 }
 
-#define CALL(op)                                                  \
+/* Of every operator: one that is not measured below is a warning. */
+#define LY_OP(op)                                                 \
     static mc_status call_##op(const ly_ctx *cx, const void *arg) \
     {                                                             \
         return cx->ops->op(cx, arg);                              \
     }
-#define LY_OP(name) CALL(name)
 #include "layers/ops.def"
 #undef LY_OP
 /* One kernel: `op` as in ops.def, its arguments, bytes that it must move. */
@@ -349,6 +349,22 @@ static void positions(bench *b, const model *m)
            .seq_len = T);
 }
 
+/* --qk-layernorm */
+static void head_norms(bench *b, const model *m)
+{
+    int64_t R = b->rows;
+    char shape[80];
+    double elems = (double)(R * m->heads * m->H), w = width(b);
+    mc_tensor g = flat(b, 5, b->type, m->H), dg = flat(b, 5, MC_F32, m->H);
+    mc_tensor x = head_rows(b, 0, m, R), y = head_rows(b, 1, m, R), stats = rows_of(b, 2, MC_F32, R * m->heads, 2);
+    dg.data = b->pools[5] + m->H * 4;
+    snprintf(shape, sizeof shape, "%lldx%lldx%lld", (long long)R, (long long)m->heads, (long long)m->H);
+    KERNEL(b, head_norm_fwd, shape, 2.0 * w * elems, .kind = LY_RMSNORM, .eps = 1e-5f, .x = x, .out = y, .gamma = g,
+           .stats = stats);
+    KERNEL(b, head_norm_bwd, shape, 3.0 * w * elems, .kind = LY_RMSNORM, .dout = y, .x = x, .dx = y, .gamma = g,
+           .stats = stats, .dgamma = dg);
+}
+
 static void embeddings(bench *b, const model *m, const char *shape)
 {
     int64_t R = b->rows, C = m->C;
@@ -358,6 +374,11 @@ static void embeddings(bench *b, const model *m, const char *shape)
            .out = out);
     KERNEL(b, embedding_bwd, shape, (w + 8.0) * elems, .tokens = tokens, .dout = out,
            .dtable = rows_of(b, 2, MC_F32, m->V, C));
+    ly_dropout d = {.p = 0.1f, .seed = 1, .seq_len = m->T < R ? m->T : R};
+    KERNEL(b, embed_finish_fwd, shape, 2.0 * w * elems, .x = out, .h = out, .dropout = d,
+           .positions = rows_of(b, 0, b->type, d.seq_len, C));
+    KERNEL(b, embed_finish_bwd, shape, 2.0 * w * elems, .dh = out, .dx = out, .dropout = d,
+           .dpositions = rows_of(b, 2, MC_F32, d.seq_len, C));
 }
 
 /* A chunk of the output layer's rows. */
@@ -407,6 +428,8 @@ static void optimizers(bench *b)
         a.model = flat(b, 4, b->type, n);
         report(b, "adamw with model", shape, call_adamw, &a, 0.0, 30.0 * (double)n);
     }
+    KERNEL(b, sgd, shape, 20.0 * (double)n, .param = a.param, .grad = a.grad, .m = a.m, .segments = a.segments,
+           .n_segments = 1, .lr = 1e-6f, .momentum = 0.9f, .grad_scale = 1.0f);
     KERNEL(b, sq_norm, shape, 4.0 * (double)n, .x = a.grad, .out = flat(b, 5, MC_F64, 1), .segments = a.segments,
            .n_segments = 1);
 }
@@ -418,6 +441,7 @@ static void kernels(bench *b, const model *m)
     norms(b, m, shape);
     activations(b, m);
     positions(b, m);
+    head_norms(b, m);
     embeddings(b, m, shape);
     loss(b, m);
 }
@@ -454,6 +478,21 @@ static void fill_pools(bench *b)
     wait(b);
     b->dev.ops->free(&b->dev, MC_MEM_PINNED_HOST, pinned, CHUNK_BYTES);
     b->segments = memory(b, SEGMENT_BYTES);
+}
+
+static void release(bench *b)
+{
+    wait(b);
+    for (int p = 0; p < N_POOLS; p++) {
+        b->dev.ops->free(&b->dev, MC_MEM_DEVICE, b->pools[p], b->pool_bytes);
+    }
+    b->dev.ops->free(&b->dev, MC_MEM_DEVICE, b->ints, CHUNK_BYTES);
+    b->dev.ops->free(&b->dev, MC_MEM_DEVICE, b->segments, SEGMENT_BYTES);
+    if (b->cx.workspace) {
+        b->dev.ops->free(&b->dev, MC_MEM_DEVICE, b->cx.workspace, b->cx.workspace_bytes);
+    }
+    b->dev.ops->stream_destroy(&b->dev, b->cx.stream);
+    mc_device_close(&b->dev);
 }
 
 static mc_dtype type_named(const char *name)
@@ -511,7 +550,7 @@ int main(int argc, char **argv)
     b.dev.ops->describe(&b.dev, device, sizeof device);
     b.copy_gbs = copy_bandwidth(&b);
     b.peak_tflops = peak(&b);
-    printf("%s, %s%s: square product %.1f TFLOP/s, copy %.1f GB/s\n", device, mc_dtype_name(b.type),
+    printf("%s, %s%s: square product %.4g TFLOP/s, copy %.4g GB/s\n", device, mc_dtype_name(b.type),
            b.cx.tf32 ? " (TF32)" : "", b.peak_tflops, b.copy_gbs);
     for (size_t i = 0; i < (b.tiny ? 1 : sizeof models / sizeof *models); i++) {
         const model *m = b.tiny ? &tiny_model : &models[i];
@@ -520,6 +559,6 @@ int main(int argc, char **argv)
         kernels(&b, m);
     }
     optimizers(&b);
-    wait(&b);
+    release(&b);
     return 0;
 }
