@@ -38,29 +38,29 @@ LY_INLINE void bwd_row(mc_dtype type, const norm_bwd_job *j, int64_t r, const ui
     const void *dskip = ly_elem(type, a->dskip.data, at), *beta = a->beta.data;
     void *dh = a->dh.data == a->dskip.data && !dout ? NULL : ly_elem_out(type, a->dh.data, at);
     void *dy = ly_elem_out(type, a->dy.data, at), *out = ly_elem_out(type, a->out.data, at);
+    float *dgamma = j->gains ? sums + DGAMMA * j->sum_floats : NULL, *dbeta = sums + DBETA * j->sum_floats;
+    float *dy_bias = j->bias ? sums + DY_BIAS * j->sum_floats : NULL;
+    bool one_plus = a->one_plus_gamma;
     ly_vi threshold = ly_viset1((int32_t)mc_rng_threshold(a->dropout.p));
     ly_vf scale = ly_vset1(1.0f / (1.0f - a->dropout.p));
     ly_i_norm_grad g = {0};
     if (dout) {
-        const float *stats = ly_cf(a->stats) + 2 * r;
-        g = ly_i_norm_grad_of(type, dout, h, stats, gamma, a->one_plus_gamma, a->kind, n_cols);
+        g = ly_i_norm_grad_of(type, dout, h, ly_cf(a->stats) + 2 * r, gamma, one_plus, a->kind, n_cols);
     }
     for (int64_t c = 0; c < n_cols; c += LY_LANES) {
         int64_t n = n_cols - c;
         ly_vf d = ly_vzero();
         if (dout) {
             ly_vf up = ly_tload(type, ly_elem(type, dout, c), n), x = ly_tload(type, ly_elem(type, h, c), n);
-            ly_vf gain = ly_i_gain(type, gamma, c, n, a->one_plus_gamma), xhat = ly_i_xhat(x, g.mean, g.rstd);
+            ly_vf gain = ly_i_gain(type, gamma, c, n, one_plus), xhat = ly_i_xhat(x, g.mean, g.rstd);
             d = ly_i_norm_dx(&g, up, x, gain);
             if (out) {
                 ly_vf b = beta ? ly_tload(type, ly_elem(type, beta, c), n) : ly_vzero();
                 ly_tstore(type, ly_elem_out(type, out, c), ly_vfma(xhat, gain, b), n);
             }
-            if (j->gains) {
-                float *s = sums + DGAMMA * j->sum_floats + c;
-                ly_vstore(s, ly_vfma(up, xhat, ly_vload(s)));
-                s = sums + DBETA * j->sum_floats + c;
-                ly_vstore(s, ly_vadd(ly_vload(s), up));
+            if (dgamma) {
+                ly_vstore(dgamma + c, ly_vfma(up, xhat, ly_vload(dgamma + c)));
+                ly_vstore(dbeta + c, ly_vadd(ly_vload(dbeta + c), up));
             }
             d = dskip ? ly_vadd(d, ly_tload(type, ly_elem(type, dskip, c), n)) : d;
         } else {
@@ -75,9 +75,8 @@ LY_INLINE void bwd_row(mc_dtype type, const norm_bwd_job *j, int64_t r, const ui
         if (dy) {
             ly_tstore(type, ly_elem_out(type, dy, c), d, n);
         }
-        if (j->bias) {
-            float *s = sums + DY_BIAS * j->sum_floats + c;
-            ly_vstore(s, ly_vadd(ly_vload(s), d));
+        if (dy_bias) {
+            ly_vstore(dy_bias + c, ly_vadd(ly_vload(dy_bias + c), d));
         }
     }
 }

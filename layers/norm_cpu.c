@@ -15,22 +15,23 @@ LY_INLINE void residual_row(mc_dtype type, const norm_job *j, int64_t r, uint32_
 {
     const ly_norm_fwd *a = j->a;
     int64_t n_cols = j->n_cols, at = r * n_cols;
-    const void *bias = a->y_bias.data;
+    const void *x = ly_elem(type, a->x.data, at), *y = ly_elem(type, a->y.data, at), *bias = a->y_bias.data;
+    void *h = ly_elem_out(type, a->h.data, at);
     bool drop = a->dropout.p > 0.0f;
     const uint32_t *words = drop ? ly_dropout_row(words_buf, &a->dropout, r, n_cols) : NULL;
     ly_vi threshold = ly_viset1((int32_t)mc_rng_threshold(a->dropout.p));
     ly_vf scale = ly_vset1(drop ? 1.0f / (1.0f - a->dropout.p) : 1.0f);
     for (int64_t c = 0; c < n_cols; c += LY_LANES) {
         int64_t n = n_cols - c;
-        ly_vf v = ly_tload(type, ly_elem(type, a->y.data, at + c), n);
-        ly_vf res = ly_tload(type, ly_elem(type, a->x.data, at + c), n);
+        ly_vf v = ly_tload(type, ly_elem(type, y, c), n);
+        ly_vf res = ly_tload(type, ly_elem(type, x, c), n);
         if (bias) {
             v = ly_vadd(v, ly_tload(type, ly_elem(type, bias, c), n));
         }
         if (drop) {
             v = ly_vmul(ly_vkeep(ly_dropout_mask(words + c, threshold), v), scale);
         }
-        ly_tstore(type, ly_elem_out(type, a->h.data, at + c), ly_vadd(res, v), n);
+        ly_tstore(type, ly_elem_out(type, h, c), ly_vadd(res, v), n);
     }
 }
 
