@@ -166,6 +166,7 @@ mc_status mt_loop(mt_run *run, mt_end *end_out)
         mc_alloc_freeze(false); /* a checkpoint's tables are not part of a step */
         MC_TRY(save_if_due(run, stop || finished(run)));
     }
+    MC_TRY(mt_shards_settle(&run->e->stage->shards)); /* the last update's parameters, which no step asked for */
     if (run->o->log_operators && run->metrics.speaks && run->profiled_seconds > 0) {
         ly_profile_print(&run->profile, run->profiled_seconds, stdout);
     }

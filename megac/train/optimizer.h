@@ -2,7 +2,6 @@
 #ifndef MEGAC_TRAIN_OPTIMIZER_H
 #define MEGAC_TRAIN_OPTIMIZER_H
 
-#include "megac/train/data_parallel.h"
 #include "megac/train/stage.h"
 
 #ifdef __cplusplus
@@ -25,22 +24,30 @@ typedef struct mt_grad_comms {
     const mc_comm *world;       /* the global norm */
 } mt_grad_comms;
 
+/* A contiguous run of the slab that one operator call works on. Tensors are 1-D of the same length. */
+typedef struct mt_piece {
+    int64_t begin;                     /* slab element that it starts with */
+    mc_tensor grad, main, m, v, model; /* as ly_adamw's; m and v where the optimizer has them */
+    int first_segment, n_segments;     /* of the tables below */
+} mt_piece;
+
 typedef struct mt_optimizer {
     mt_optimizer_config config;
     mt_stage *stage;
-    mt_data_parallel dp;
     mt_grad_comms comms;
-    mc_tensor m, v;                         /* slabs; v absent for SGD, m absent without momentum */
-    mc_tensor sum_pack;                     /* gradients summed over tp, packed: one collective a step */
-    mc_tensor norm_out, host_norm;          /* (1) f64 on the device and, pinned, on the host */
-    ly_segment *segments, *device_segments; /* the same table in pinned host memory and where operators run */
+    mc_tensor m, v;     /* stores of mt_shards_state_elems; v absent for SGD, m absent without momentum */
+    mc_tensor sum_pack; /* gradients summed over tp, packed: one collective a step */
+    mt_piece *pieces;   /* [0, n_norm_pieces): the norm's; [first_update, n_pieces): the update's */
+    int n_pieces, n_norm_pieces, first_update;
+    mc_tensor norms, host_norms;            /* (n_norm_pieces) f64 on the device and, pinned, on the host */
+    ly_segment *segments, *device_segments; /* the pieces' tables in pinned host memory and where operators run */
     int n_segments;
-    int64_t steps; /* updates made: Adam's bias correction counts these, not iterations */
+    float lr_mult[2]; /* [decoupled_lr of a row] */
+    int64_t steps;    /* updates made: Adam's bias correction counts these, not iterations */
 } mt_optimizer;
 
-/* Lays out the moments over the stage's arenas (measuring or bound) and builds the segment table. `dp` is kept. */
-mc_status mt_optimizer_create(const mt_optimizer_config *config, mt_stage *stage, const mc_comm *dp,
-                              const mt_grad_comms *comms, int64_t bucket_elems,
+/* Lays out the moments over the stage's arenas (measuring or bound) and builds the pieces and their segments. */
+mc_status mt_optimizer_create(const mt_optimizer_config *config, mt_stage *stage, const mt_grad_comms *comms,
                               mt_optimizer **optimizer_out) MC_MUST_CHECK;
 void mt_optimizer_destroy(mt_optimizer *o);
 
