@@ -203,6 +203,7 @@ static mc_status print_state(const mt_ckpt_state *s, int world, mt_text *out)
         {"skipped_iterations", s->skipped_iterations},
         {"optimizer_steps", (uint64_t)s->optimizer_steps},
         {"schedule_samples", s->schedule_samples},
+        {"best_iteration", (uint64_t)s->best_iteration},
         {"world_size", (uint64_t)world},
     };
     mt_text_printf(out, "{\n\"format\": \"%s\",\n", MT_I_FORMAT);
@@ -214,6 +215,9 @@ static mc_status print_state(const mt_ckpt_state *s, int world, mt_text *out)
         mt_text_printf(out, "\"%s\": %llu,\n", rows[i].key, (unsigned long long)rows[i].value);
     }
     print_decisions(s, out);
+    if (s->best_iteration > 0) {
+        mt_text_printf(out, "\"best_loss\": %.17g,\n", s->best_loss);
+    }
     mt_text_printf(out, "\"tokenizer\": {\"kind\": ");
     mt_text_json(out, s->tokenizer_kind ? s->tokenizer_kind : "", s->tokenizer_kind ? strlen(s->tokenizer_kind) : 0);
     if (s->tokenizer) {

@@ -75,8 +75,10 @@ static mc_status get_numbers(mt_checkpoint *c, const json_t *list, int first, in
     for (int i = 0; i < n; i++) {
         const json_t *v = json_array_get(list, (size_t)i);
         if (!json_is_number(v)) {
-            return MC_FAIL(MC_INPUT, "%s: losses and gradient norms of the last steps are not lists of equally many "
-                           "numbers", path);
+            return MC_FAIL(MC_INPUT,
+                           "%s: losses and gradient norms of the last steps are not lists of equally many "
+                           "numbers",
+                           path);
         }
         c->recent[first + i] = json_number_value(v);
     }
@@ -115,7 +117,7 @@ static mc_status parse_decisions(mt_checkpoint *c, const json_t *root, const cha
 static mc_status parse_state(mt_checkpoint *c, const json_t *root, const char *path)
 {
     mt_ckpt_state *s = &c->state;
-    uint64_t version = 0, iteration = 0, steps = 0, world = 0;
+    uint64_t version = 0, iteration = 0, steps = 0, world = 0, best = 0;
     const char *format;
     MC_TRY(get_string(root, "format", path, &format));
     MC_TRY(get_count(root, "version", path, &version));
@@ -129,7 +131,12 @@ static mc_status parse_state(mt_checkpoint *c, const json_t *root, const char *p
     MC_TRY(get_count(root, "skipped_iterations", path, &s->skipped_iterations));
     MC_TRY(get_count(root, "optimizer_steps", path, &steps));
     MC_TRY(get_count(root, "world_size", path, &world));
+    if (json_object_get(root, "best_iteration")) {
+        MC_TRY(get_count(root, "best_iteration", path, &best));
+        s->best_loss = json_number_value(json_object_get(root, "best_loss"));
+    }
     s->iteration = (int64_t)iteration;
+    s->best_iteration = (int64_t)best;
     s->optimizer_steps = (int64_t)steps;
     MC_TRY(parse_decisions(c, root, path));
     c->world = world <= INT32_MAX ? (int)world : INT32_MAX;

@@ -53,7 +53,8 @@ static bool spikes(const mt_stability *s, const double *last, const char *what, 
     if (!(factor > 0 && value > factor * mean)) {
         return false;
     }
-    snprintf(text, cap, "%s %.6g is above %g times %.6g, the mean of the last %d steps", what, value, factor, mean, s->n);
+    snprintf(text, cap, "%s %.6g is above %g times %.6g, the mean of the last %d steps", what, value, factor, mean,
+             s->n);
     return true;
 }
 
@@ -89,7 +90,7 @@ mt_finding mt_stability_judge(const mt_stability *s, double loss, double norm, c
 
 const char *mt_finding_name(mt_finding finding)
 {
-    static const char *const names[] = {"sane",       "not finite", "gradient norm limit", "gradient norm spike",
+    static const char *const names[] = {"sane",       "not finite",  "gradient norm limit", "gradient norm spike",
                                         "loss spike", "loss outlier"};
     return names[finding];
 }
