@@ -96,7 +96,7 @@ static mc_tensor moment_part(mc_tensor moment, int64_t at, int64_t elems)
 static mc_status make_pieces(mt_optimizer *o)
 {
     const mt_shards *d = &o->stage->shards;
-    bool separate = d->main_store.data != d->param_store.data;
+    bool separate = d->own_main;
     int n_units = d->params->n_units;
     MC_TRY(MC_NEW_N(&o->pieces, n_units + 1, "optimizer pieces"));
     for (int u = 0; u < n_units; u++) {

@@ -89,8 +89,8 @@ static void run_one(mt_engine *e, ds_loader *loader, uint64_t first, int n_micro
 {
     double weight;
     pp_stats stats;
-    mt_step_result result;
     mt_votes votes = {0};
+    mt_step_result result;
     assert_int_equal(ds_loader_request(loader, first, n_micro), MC_OK);
     assert_int_equal(ds_loader_next(loader, &weight), MC_OK);
     assert_int_equal(mt_engine_run_step(e, loader, n_micro, training, 1 / weight, &stats), MC_OK);
