@@ -4,6 +4,7 @@
 #include "layers/cuda/slab.cuh"
 #include "layers/cuda/tensors.cuh"
 #include "layers/workspace.h"
+#include "megac/base/rng.h"
 
 /* A block's piece of the slab: long enough that its search through the segments (about ten dependent reads) hides
  * behind the other blocks' traffic, short enough that the last blocks to finish do not matter. */
