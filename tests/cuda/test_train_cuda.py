@@ -128,3 +128,14 @@ def test_zero_and_recomputation(tmp_path):
     assert late == chance
     assert close(late, cpu(shape, 2, tmp_path), 2e-5)
     run_cpu(["inspect", tmp_path / "c", "--verify"])
+
+
+def test_eight_bytes_a_parameter(tmp_path):
+    """bf16 states, rounded at random: the same words on both devices."""
+    types = "--bf16 --main-params-dtype bf16 --main-grads-dtype bf16 --exp-avg-dtype bf16 --exp-avg-sq-dtype bf16".split()
+    flags = [*GPT, *types, "--tp", "2", "--num-layers", "2"]
+    late, chance = (
+        cuda_runs.train([*flags, "--device", "cuda"], 2, tmp_path / "m.jsonl", policy=p) for p in ("late", "random:1")
+    )
+    assert late == chance
+    assert close(late, cpu([*flags, "--device", "cpu"], 2, tmp_path), 1e-2)
