@@ -154,8 +154,9 @@ static mc_status check_weight_decay(mt_options *o)
 /* A loss scale belongs to 16-bit types; Megatron-LM takes its flags without effect in fp32 too. */
 static void warn_loss_scale(const mt_options *o)
 {
-    bool dynamic = mt_options_given(o, &o->initial_loss_scale) || mt_options_given(o, &o->min_loss_scale) ||
-                   mt_options_given(o, &o->loss_scale_window) || mt_options_given(o, &o->hysteresis);
+    /* Other values than the rows' own: a file of printed options gives them all. */
+    bool dynamic = o->initial_loss_scale != 4294967296.0 || o->min_loss_scale != 1 || o->loss_scale_window != 1000 ||
+                   o->hysteresis != 2;
     bool fixed = mc_given_float(o->loss_scale);
     if (fixed && !o->fp16 && !o->bf16) {
         MC_WARN("--loss-scale %g: no effect, fp32 needs no loss scale", o->loss_scale);

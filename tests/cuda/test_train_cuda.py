@@ -52,6 +52,18 @@ def test_eight_ranks_under_all_policies(model, precision, tmp_path):
     assert close(runs["late"], want, 1e-2 if precision else 2e-5), (runs["late"], want)
 
 
+def test_fp16_overflows_where_the_cpu_s_does(tmp_path):
+    """The loss scale comes down from where gradients overflow, and doubles into the next overflow."""
+    flags = [*SHAPE, "--train-iters", "8", "--fp16", "--initial-loss-scale", 2**24, "--loss-scale-window", "2"]
+    have = cuda_runs.train([*flags, "--device", "cuda"], 1, tmp_path / "m.jsonl", policy="late")
+    want = cpu(flags, 1, tmp_path)
+    assert [norm is None for _, norm in have] == [norm is None for _, norm in want]
+    assert None in have[0] and [norm for _, norm in have if norm]
+    for (loss, norm), (want_loss, want_norm) in zip(have, want, strict=True):
+        assert loss == pytest.approx(want_loss, rel=2e-3)
+        assert norm is None or norm == pytest.approx(want_norm, rel=1e-2)
+
+
 @pytest.mark.parametrize(
     "ranks, layout",
     [
