@@ -164,12 +164,7 @@ void mt_engine_destroy(mt_engine *e)
     if (e->dev.ops && e->ly.stream.handle) { /* after an error work may be under way: what it uses must outlive it */
         (void)e->dev.ops->stream_sync(&e->dev, e->ly.stream);
     }
-    mt_optimizer_destroy(e->optimizer);
-    mt_stage_destroy(e->stage);
-    mt_memory_release(&e->memory);
-    pp_plan_fini(&e->train_plan);
-    pp_plan_fini(&e->eval_plan);
-    mc_pool_destroy(e->pool);
+    /* Before the memory: after an error an operation may still wait for another rank. */
     mc_comm *all[MT_N_GROUPS] = {&e->groups.embedding, &e->groups.kv_replicas, &e->groups.pp, &e->groups.dp,
                                  &e->groups.tp};
     for (int i = 0; i < MT_N_GROUPS; i++) {
@@ -177,6 +172,12 @@ void mt_engine_destroy(mt_engine *e)
             mc_comm_destroy(all[i]);
         }
     }
+    mt_optimizer_destroy(e->optimizer);
+    mt_stage_destroy(e->stage);
+    mt_memory_release(&e->memory);
+    pp_plan_fini(&e->train_plan);
+    pp_plan_fini(&e->eval_plan);
+    mc_pool_destroy(e->pool);
     while (e->n_host_groups > 0) {
         mc_comm_destroy(&e->host_groups[--e->n_host_groups]);
     }

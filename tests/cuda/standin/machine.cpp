@@ -96,6 +96,8 @@ Lock::Lock(const char *api) : inject(false)
     if (in_host_function)
         misuse("%s is called inside a host function", api);
     inject = strikes(api, "*");
+    if (inject)
+        say("NOTE", "%s fails, as STANDIN_FAIL wants", api);
 }
 
 Lock::~Lock()
