@@ -217,22 +217,28 @@ static mc_status check_shape(const mt_checkpoint *c, const mt_i_tensor *t, const
     return MC_OK;
 }
 
-/* Global rectangle of one range of the item, and the target's geometry for it; `at` is the range's first local row or
- * column. */
-static mt_i_rect range_rect(const mt_ckpt_item *item, int range, int64_t at, target *t)
+/* The target's geometry for a view that is the rectangle of the global tensor from `begin` on. */
+static mt_i_rect aim(mc_tensor view, const int64_t *begin, target *t)
 {
-    const mt_param *p = item->param;
-    int64_t begin[2] = {0, 0}, shape[2] = {p->global_dims[0], p->n_dims == 2 ? p->global_dims[1] : 1};
-    begin[p->shard_dim] = p->ranges[range].begin;
-    shape[p->shard_dim] = p->ranges[range].count;
-    mc_tensor view = mc_tensor_slice(item->local, p->shard_dim, at, p->ranges[range].count);
-    mt_i_rect r = mt_i_rect_make(p->n_dims, begin, shape);
+    mt_i_rect r = mt_i_rect_make(view.n_dims, begin, view.dims);
     t->base = view.data;
     t->at[0] = r.begin[0];
     t->at[1] = r.begin[1];
-    t->stride[0] = p->n_dims == 2 ? view.strides[0] : 0;
-    t->stride[1] = view.strides[p->n_dims - 1];
+    t->stride[0] = view.n_dims == 2 ? view.strides[0] : 0;
+    t->stride[1] = view.strides[view.n_dims - 1];
     return r;
+}
+
+static mc_status fill_rect(mt_checkpoint *c, const mt_i_tensor *t, mc_tensor view, const int64_t *begin, target *to)
+{
+    mt_i_rect want = aim(view, begin, to);
+    for (int i = 0; i < t->n_slices; i++) {
+        mt_i_slice *s = &c->slices[t->first_slice + i];
+        if (!s->spare && mt_i_rect_intersect(want, s->rect, &to->need)) {
+            MC_TRY(fill_from_slice(c, s, to, view.dtype));
+        }
+    }
+    return MC_OK;
 }
 
 mc_status mt_checkpoint_read(mt_checkpoint *c, const mt_ckpt_item *item)
@@ -257,18 +263,15 @@ mc_status mt_checkpoint_read(mt_checkpoint *c, const mt_ckpt_item *item)
         return MC_FAIL(MC_UNSUPPORTED, "%s: \"%s\" is %s there and %s here, which cannot be converted", c->dir, name,
                        mt_st_dtype_name(t->dtype), mc_dtype_name(item->local.dtype));
     }
-    for (int r = 0, k; r < p->n_ranges; r++) {
-        int64_t at = 0;
-        for (k = 0; k < r; k++) {
-            at += p->ranges[k].count;
-        }
-        mt_i_rect want = range_rect(item, r, at, &to);
-        for (int i = 0; i < t->n_slices; i++) {
-            mt_i_slice *s = &c->slices[t->first_slice + i];
-            if (!s->spare && mt_i_rect_intersect(want, s->rect, &to.need)) {
-                MC_TRY(fill_from_slice(c, s, &to, item->local.dtype));
-            }
-        }
+    if (item->cut) {
+        return fill_rect(c, t, item->local, item->begin, &to);
+    }
+    int64_t at = 0;
+    for (int r = 0; r < p->n_ranges; r++) {
+        int64_t begin[2] = {0, 0}, count = p->ranges[r].count;
+        begin[p->shard_dim] = p->ranges[r].begin;
+        MC_TRY(fill_rect(c, t, mc_tensor_slice(item->local, p->shard_dim, at, count), begin, &to));
+        at += count;
     }
     return MC_OK;
 }

@@ -6,9 +6,17 @@
 #include "megac/base/hash.h"
 #include "megac/train/ckpt_impl.h"
 
+static bool writes(const mt_ckpt_item *item)
+{
+    return item->cut ? item->param->counts_in_norm : item->param->writes;
+}
+
 static void check_item(const mt_ckpt_item *item)
 {
     const mt_param *p = item->param;
+    for (int d = 0; item->cut && d < p->n_dims; d++) {
+        MC_ASSERT(item->begin[d] >= 0 && item->begin[d] + item->local.dims[d] <= p->global_dims[d]);
+    }
     MC_ASSERT(p->n_dims >= 1 && p->n_dims <= 2 && item->local.n_dims == p->n_dims);
     MC_ASSERT(p->n_ranges >= 1 && p->n_ranges <= MT_MAX_RANGES && p->shard_dim >= 0 && p->shard_dim < p->n_dims);
     int64_t sum = 0;
@@ -19,8 +27,18 @@ static void check_item(const mt_ckpt_item *item)
         sum += range->count;
     }
     for (int d = 0; d < p->n_dims; d++) {
-        MC_ASSERT(item->local.dims[d] == (d == p->shard_dim ? sum : p->global_dims[d]));
+        MC_ASSERT(item->cut || item->local.dims[d] == (d == p->shard_dim ? sum : p->global_dims[d]));
     }
+}
+
+static void name_piece(mt_i_piece *q)
+{
+    const char *prefix = q->item->prefix, *name = q->item->param->name;
+    int len = q->part < 0 ? snprintf(q->name, sizeof q->name, "%s.%s", prefix, name)
+                          : snprintf(q->name, sizeof q->name, "%s.%s.%d", prefix, name, q->part);
+    MC_ASSERT(len > 0 && (size_t)len < sizeof q->name);
+    /* The table's columns are separated by spaces; a last digit could be mistaken for a part. */
+    MC_ASSERT(!strpbrk(q->name, " \t\r\n") && !strchr("0123456789", name[strlen(name) - 1]));
 }
 
 /* One piece for each range that is not empty. */
@@ -29,6 +47,15 @@ static int add_pieces(const mt_ckpt_item *item, mt_i_piece *pieces)
     const mt_param *p = item->param;
     int n = 0;
     int64_t at = 0;
+    if (item->cut) {
+        *pieces = (mt_i_piece){.item = item, .part = item->part, .view = item->local};
+        for (int d = 0; d < p->n_dims; d++) {
+            pieces->begin[d] = item->begin[d];
+            pieces->shape[d] = item->local.dims[d];
+        }
+        name_piece(pieces);
+        return 1;
+    }
     for (int r = 0; r < p->n_ranges; r++) {
         int64_t count = p->ranges[r].count;
         if (count > 0) {
@@ -40,11 +67,7 @@ static int add_pieces(const mt_ckpt_item *item, mt_i_piece *pieces)
                 q->begin[d] = d == p->shard_dim ? p->ranges[r].begin : 0;
                 q->shape[d] = d == p->shard_dim ? count : p->global_dims[d];
             }
-            int len = q->part < 0 ? snprintf(q->name, sizeof q->name, "%s.%s", item->prefix, p->name)
-                                  : snprintf(q->name, sizeof q->name, "%s.%s.%d", item->prefix, p->name, r);
-            MC_ASSERT(len > 0 && (size_t)len < sizeof q->name);
-            /* The table's columns are separated by spaces; a last digit could be mistaken for a part. */
-            MC_ASSERT(!strpbrk(q->name, " \t\r\n") && !strchr("0123456789", p->name[strlen(p->name) - 1]));
+            name_piece(q);
         }
         at += count;
     }
@@ -60,7 +83,7 @@ mc_status mt_i_shard_plan(const mt_ckpt_item *items, int n_items, int rank, int 
     for (size_t width = 8; width > 0; width /= 2) {
         for (int i = 0; i < n_items; i++) {
             const mt_ckpt_item *item = &items[i];
-            if (mc_dtype_bytes(item->local.dtype) == width && item->param->writes) {
+            if (mc_dtype_bytes(item->local.dtype) == width && writes(item)) {
                 check_item(item);
                 s.n_pieces += add_pieces(item, s.pieces + s.n_pieces);
             }
@@ -72,6 +95,8 @@ mc_status mt_i_shard_plan(const mt_ckpt_item *items, int n_items, int rank, int 
 
 void mt_i_shard_fini(mt_i_shard *s)
 {
+    mt_st_writer_destroy(s->writer);
+    mc_free(s->chunk);
     mc_free(s->pieces);
     *s = (mt_i_shard){0};
 }
@@ -117,20 +142,7 @@ static mc_status append_strided(mt_st_writer *w, mc_hasher *h, mc_tensor v, char
     return append_hashed(w, h, chunk, used);
 }
 
-static mc_status write_pieces(mt_st_writer *w, mt_i_shard *s, char *chunk)
-{
-    for (int i = 0; i < s->n_pieces; i++) {
-        mt_i_piece *q = &s->pieces[i];
-        mc_hasher h;
-        mc_hasher_init(&h);
-        MC_TRY(mc_tensor_contiguous(q->view) ? append_hashed(w, &h, q->view.data, mc_tensor_bytes(q->view))
-                                             : append_strided(w, &h, q->view, chunk));
-        q->xxh3 = mc_hasher_value(&h);
-    }
-    return mt_st_writer_finish(w);
-}
-
-mc_status mt_i_shard_write(const char *dir, int64_t iteration, mt_i_shard *s)
+mc_status mt_i_shard_open(const char *dir, int64_t iteration, mt_i_shard *s)
 {
     char path[MC_PATH_BYTES], step[24];
     if (s->n_pieces == 0) {
@@ -143,8 +155,6 @@ mc_status mt_i_shard_write(const char *dir, int64_t iteration, mt_i_shard *s)
                        s->rank, dir);
     }
     mt_st_tensor *tensors;
-    mt_st_writer *w = NULL;
-    char *chunk = NULL;
     MC_TRY(MC_NEW_N(&tensors, s->n_pieces, "shard tensors"));
     for (int i = 0; i < s->n_pieces; i++) {
         const mt_i_piece *q = &s->pieces[i];
@@ -153,17 +163,27 @@ mc_status mt_i_shard_write(const char *dir, int64_t iteration, mt_i_shard *s)
     }
     snprintf(step, sizeof step, "%lld", (long long)iteration);
     const char *const metadata[] = {"format", "pt", "megac_iteration", step};
-    mc_status st = mc_alloc(MT_I_CHUNK_BYTES, 1, "checkpoint buffer", (void **)&chunk);
+    mc_status st = mc_alloc(MT_I_CHUNK_BYTES, 1, "checkpoint buffer", (void **)&s->chunk);
     MC_TRY_GOTO(st, st, undo_tensors);
-    MC_TRY_GOTO(st, mt_st_writer_create(path, tensors, s->n_pieces, metadata, 2, &w), undo_tensors);
-    s->header_xxh3 = mt_st_writer_header_hash(w);
-    s->file_bytes = mt_st_writer_header_bytes(w) + tensors[s->n_pieces - 1].end;
-    st = write_pieces(w, s, chunk);
+    MC_TRY_GOTO(st, mt_st_writer_create(path, tensors, s->n_pieces, metadata, 2, &s->writer), undo_tensors);
+    s->header_xxh3 = mt_st_writer_header_hash(s->writer);
+    s->file_bytes = mt_st_writer_header_bytes(s->writer) + tensors[s->n_pieces - 1].end;
 undo_tensors:
-    mt_st_writer_destroy(w);
-    mc_free(chunk);
     mc_free(tensors);
     return st;
+}
+
+mc_status mt_i_shard_write(mt_i_shard *s)
+{
+    for (int i = 0; i < s->n_pieces; i++) {
+        mt_i_piece *q = &s->pieces[i];
+        mc_hasher h;
+        mc_hasher_init(&h);
+        MC_TRY(mc_tensor_contiguous(q->view) ? append_hashed(s->writer, &h, q->view.data, mc_tensor_bytes(q->view))
+                                             : append_strided(s->writer, &h, q->view, s->chunk));
+        q->xxh3 = mc_hasher_value(&h);
+    }
+    return s->n_pieces > 0 ? mt_st_writer_finish(s->writer) : MC_OK;
 }
 
 void mt_i_shard_table(const mt_i_shard *s, mt_text *table)

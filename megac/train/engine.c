@@ -80,23 +80,20 @@ static mc_status open_plans(mt_engine *e)
 static mc_status open_model(mt_engine *e)
 {
     const mt_setup *s = &e->setup;
-    const mt_options *o = s->o;
     mt_memory_plan plan;
     mt_memory_request rq = mt_setup_memory(s, mc_world_job(e->world)->rank);
     MC_TRY(mt_memory_measure(&rq, &plan));
     MC_TRY(mt_memory_reserve(&e->memory, &plan, &e->dev, e->world, &e->arenas));
     e->ly.workspace = e->memory.workspace;
     e->ly.workspace_bytes = plan.workspace;
-    MC_TRY(mt_stage_create(&s->model, &e->place, &rq.sizes, &e->ly, &e->groups.tp, &e->dev, &e->arenas, &e->stage));
+    MC_TRY(mt_stage_create(&s->model, &e->place, &rq.sizes, &e->ly, &e->groups.tp, &e->groups.dp, &e->dev, &e->arenas,
+                           &e->stage));
     MC_TRY(mt_stage_init_values(e->stage, e->pool));
     if (s->purpose != MT_FOR_TRAINING) {
         return MC_OK;
     }
     mt_grad_comms comms = {&e->groups.tp, &e->groups.kv_replicas, &e->groups.embedding, mc_world_comm(e->world)};
-    MC_TRY(mt_optimizer_create(&s->optimizer, e->stage, &e->groups.dp, &comms, o->ddp_bucket_size, &e->optimizer));
-    e->stage->grads_ready = mt_data_parallel_ready;
-    e->stage->grads_ready_arg = &e->optimizer->dp;
-    return MC_OK;
+    return mt_optimizer_create(&s->optimizer, e->stage, &comms, &e->optimizer);
 }
 
 static mc_status open_device(mt_engine *e, const char *name)
@@ -202,10 +199,9 @@ mc_status mt_engine_run_step(mt_engine *e, const ds_loader *loader, int n_micro,
     s->loader = loader;
     s->training = training;
     s->loss_scale = (float)loss_scale;
-    if (training && !s->grads_clear) {
-        MC_TRY(s->ly.ops->fill(&s->ly, &(ly_fill){s->grad_slab, 0}));
+    if (training) {
+        MC_TRY(mt_shards_begin_step(&s->shards));
     }
-    s->grads_clear = s->grads_clear && !training;
     return pp_exec(plan, &e->groups.pp, &mt_stage_ops, s, stats_out);
 }
 

@@ -63,9 +63,9 @@ mc_status mt_memory_measure(const mt_memory_request *rq, mt_memory_plan *plan_ou
     mt_grad_comms comms = {&tp, &tp, &tp, &tp};
     MC_TRY(mc_device_open("cpu", 0, &dev));
     MC_TRY_GOTO(st, ly_ops_get("plan", &ly.ops), undo_stage);
-    MC_TRY_GOTO(st, mt_stage_create(rq->model, p, &rq->sizes, &ly, &tp, &dev, &a, &stage), undo_stage);
+    MC_TRY_GOTO(st, mt_stage_create(rq->model, p, &rq->sizes, &ly, &tp, &dp, &dev, &a, &stage), undo_stage);
     if (rq->sizes.n_slots > 0) {
-        MC_TRY_GOTO(st, mt_optimizer_create(&rq->optimizer, stage, &dp, &comms, 1, &optimizer), undo_stage);
+        MC_TRY_GOTO(st, mt_optimizer_create(&rq->optimizer, stage, &comms, &optimizer), undo_stage);
     }
     MC_TRY_GOTO(st, run_dry(stage, optimizer), undo_stage);
     *plan_out = (mt_memory_plan){
@@ -77,6 +77,7 @@ mc_status mt_memory_measure(const mt_memory_request *rq, mt_memory_plan *plan_ou
         .process = a.process.peak_bytes,
         .workspace = strcmp(rq->device, "cpu") == 0 ? 0 : align_up(workspace),
         .pinned = a.pinned.peak_bytes,
+        .gathers_params = p->zero > 0,
         .host = mc_pool_plan_bytes(rq->n_threads, LY_POOL_SCRATCH_BYTES) + rq->loader_bytes,
     };
 undo_stage:
@@ -97,8 +98,9 @@ static mc_status take_memory(mt_memory *m, bool shares, mc_world *world, void **
 {
     const mt_memory_plan *p = &m->plan;
     mc_device *dev = m->dev;
-    size_t shared = p->grads + p->stash + p->scratch;
-    m->own_bytes = p->params + p->optimizer + p->process + p->workspace + (shares ? 0 : shared);
+    size_t shared = (p->gathers_params ? p->params : 0) + p->grads + p->stash + p->scratch;
+    size_t own = (p->gathers_params ? 0 : p->params) + p->optimizer + p->process + p->workspace;
+    m->own_bytes = own + (shares ? 0 : shared);
     MC_TRY(dev->ops->alloc(dev, MC_MEM_DEVICE, m->own_bytes, "parameters, optimizer and activations", &m->own));
     MC_TRY(dev->ops->alloc(dev, MC_MEM_PINNED_HOST, p->pinned, "host side of copies", &m->pinned));
     return shares ? mc_world_map(world, shared, "activations and gradients", exchanged_out) : MC_OK;
@@ -130,12 +132,17 @@ mc_status mt_memory_reserve(mt_memory *memory, const mt_memory_plan *plan, mc_de
         return st;
     }
     char *at = m.own;
-    carve(&at, &arenas->params, plan->params);
+    if (!plan->gathers_params) {
+        carve(&at, &arenas->params, plan->params);
+    }
     carve(&at, &arenas->optimizer, plan->optimizer);
     carve(&at, &arenas->process, plan->process);
     m.workspace = plan->workspace > 0 ? at : NULL;
     at += plan->workspace;
     at = shares ? exchanged : at;
+    if (plan->gathers_params) {
+        carve(&at, &arenas->params, plan->params);
+    }
     carve(&at, &arenas->grads, plan->grads);
     carve(&at, &arenas->stash, plan->stash);
     carve(&at, &arenas->scratch, plan->scratch);

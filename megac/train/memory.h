@@ -25,6 +25,7 @@ typedef struct mt_memory_plan {
     size_t workspace;                                         /* of the device's operators; 0 on the CPU */
     size_t pinned;                                            /* host memory for copies to and from the device */
     size_t host;                                              /* thread scratch and batches read ahead */
+    bool gathers_params;                                      /* ranks read each other's parameters (ZeRO) */
 } mt_memory_plan;
 
 size_t mt_memory_total(const mt_memory_plan *plan);
@@ -34,12 +35,12 @@ mc_status mt_memory_measure(const mt_memory_request *rq, mt_memory_plan *plan_ou
 
 enum { MT_N_ARENAS = sizeof(mt_arenas) / sizeof(mc_arena) };
 
-/* The reserved slabs of a rank. Gradients, activations and scratch are communicated, so with several CPU ranks they lie
- * in memory that the ranks of a node share. */
+/* The reserved slabs of a rank. Gradients, activations and scratch are communicated (with ZeRO parameters too), so with
+ * several CPU ranks they lie in memory that the ranks of a node share. */
 typedef struct mt_memory {
     mt_memory_plan plan;
     mc_device *dev;
-    void *own; /* params, optimizer, process, workspace; and the rest unless ranks share it */
+    void *own; /* optimizer, process, workspace, params; and the rest unless ranks share it */
     size_t own_bytes;
     void *pinned;
     void *workspace;                     /* NULL where the plan has none */

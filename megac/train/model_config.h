@@ -46,6 +46,7 @@ typedef struct mt_model_config {
 typedef struct mt_place {
     int tp, tp_rank, dp, dp_rank, pp, stage;
     bool sequence_parallel;
+    int zero;                  /* ZeRO stage: what the data-parallel group shares out (shards.h) */
     int first_layer, n_layers; /* of this stage */
 } mt_place;
 

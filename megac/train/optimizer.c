@@ -5,25 +5,13 @@
 #include "megac/base/alloc.h"
 #include "megac/train/trace.h"
 
-static int64_t row_elems(const mt_param *r)
-{
-    return r->local_dims[0] * (r->n_dims == 2 ? r->local_dims[1] : 1);
-}
-
 /* Elements of a row before its second range: query rows, where key/value rows are replicated. */
 static int64_t own_elems(const mt_param *r)
 {
     return r->ranges[0].count * (r->n_dims == 2 ? r->local_dims[1] : 1);
 }
 
-static int count_segments(const mt_params *p)
-{
-    int n = 0;
-    for (int i = 0; i < p->n_rows; i++) {
-        n += p->rows[i].grad_sum == MT_SUM_KV_REPLICAS ? 2 : 1;
-    }
-    return n;
-}
+/* ---- segments: which elements of a piece of the slab are whose ---- */
 
 static mc_status upload_segments(mt_optimizer *o)
 {
@@ -32,28 +20,52 @@ static mc_status upload_segments(mt_optimizer *o)
                              s->ly.stream);
 }
 
-/* Query rows count once; replicated key and value rows belong to the first replica in the norm. */
-static void fill_segments(mt_optimizer *o)
+/* Elements [from, to) of a row as one segment of the piece, which starts at slab element `begin`; nothing where the
+ * piece does not hold them. Returns the number of segments; only that where `out` is NULL. */
+static int row_segment(const mt_optimizer *o, const mt_param *r, int64_t from, int64_t to, bool counts, int64_t begin,
+                       int64_t elems, ly_segment *out)
+{
+    int64_t lo, hi;
+    if (!mt_params_clip(r, from, to, begin, begin + elems, &lo, &hi)) {
+        return 0;
+    }
+    if (out) {
+        *out = (ly_segment){
+            .begin = lo - begin,
+            .end = hi - begin,
+            .lr_mult = o->lr_mult[r->decoupled_lr],
+            .decay_mult = r->decay ? 1.0f : 0.0f,
+            .norm_weight = r->counts_in_norm && counts ? 1.0f : 0.0f,
+        };
+    }
+    return 1;
+}
+
+/* Segments of the piece [begin, begin + elems) of the slab. Query rows count once in the norm; replicated key and value
+ * rows belong to the first replica. */
+static int piece_segments(const mt_optimizer *o, int64_t begin, int64_t elems, ly_segment *out)
 {
     const mt_params *p = &o->stage->params;
     bool first_replica = o->stage->x.heads.replica == 0;
-    for (int i = 0, n = 0; i < p->n_rows; i++) {
+    int n = 0;
+    for (int i = 0; i < p->n_rows; i++) {
         const mt_param *r = &p->rows[i];
-        bool replicated = r->grad_sum == MT_SUM_KV_REPLICAS;
-        ly_segment s = {
-            .begin = r->offset,
-            .end = r->offset + (replicated ? own_elems(r) : row_elems(r)),
-            .lr_mult = 1,
-            .decay_mult = r->decay ? 1.0f : 0.0f,
-            .norm_weight = r->counts_in_norm ? 1.0f : 0.0f,
-        };
-        o->segments[n++] = s;
-        if (replicated) {
-            s.begin = s.end;
-            s.end = r->offset + row_elems(r);
-            s.norm_weight = first_replica ? s.norm_weight : 0.0f;
-            o->segments[n++] = s;
-        }
+        int64_t all = mt_param_elems(r), own = r->grad_sum == MT_SUM_KV_REPLICAS ? own_elems(r) : all;
+        n += row_segment(o, r, 0, own, true, begin, elems, out ? out + n : NULL);
+        n += row_segment(o, r, own, all, first_replica, begin, elems, out ? out + n : NULL);
+    }
+    return n;
+}
+
+/* Fills the tables of all pieces, or with `count` only counts them. */
+static void fill_segments(mt_optimizer *o, bool count)
+{
+    o->n_segments = 0;
+    for (int i = 0; i < o->n_pieces; i++) {
+        mt_piece *q = &o->pieces[i];
+        q->first_segment = o->n_segments;
+        q->n_segments = piece_segments(o, q->begin, q->grad.dims[0], count ? NULL : o->segments + o->n_segments);
+        o->n_segments += q->n_segments;
     }
 }
 
@@ -61,22 +73,64 @@ static void fill_segments(mt_optimizer *o)
 static mc_status make_segments(mt_optimizer *o)
 {
     mt_arenas *a = o->stage->arenas;
-    o->n_segments = count_segments(&o->stage->params);
+    fill_segments(o, true);
     size_t bytes = (size_t)o->n_segments * sizeof *o->segments;
     o->segments = mc_arena_take(&a->pinned, bytes);
     o->device_segments = mc_arena_take(&a->process, bytes);
     if (!a->pinned.bound) {
         return MC_OK;
     }
-    fill_segments(o);
+    fill_segments(o, false);
     return upload_segments(o);
 }
 
-static int64_t packed_elems(const mt_params *p)
+/* ---- pieces: what operators work on ---- */
+
+static mc_tensor moment_part(mc_tensor moment, int64_t at, int64_t elems)
+{
+    return mc_tensor_present(moment) ? mc_tensor_slice(moment, 0, at, elems) : moment;
+}
+
+/* Own parts of all units, whose norms add up to the global norm in every stage of ZeRO; these are what is updated, but
+ * for stage 0, which updates everything as one more piece. */
+static mc_status make_pieces(mt_optimizer *o)
+{
+    const mt_shards *d = &o->stage->shards;
+    bool separate = d->main_store.data != d->param_store.data;
+    int n_units = d->params->n_units;
+    MC_TRY(MC_NEW_N(&o->pieces, n_units + 1, "optimizer pieces"));
+    for (int u = 0; u < n_units; u++) {
+        const mt_shard *h = &d->units[u];
+        o->pieces[o->n_pieces++] = (mt_piece){
+            .begin = h->begin,
+            .grad = h->grad_part,
+            .main = h->main,
+            .m = moment_part(o->m, h->state_at, h->elems),
+            .v = moment_part(o->v, h->state_at, h->elems),
+            .model = separate ? h->param_part : (mc_tensor){0},
+        };
+    }
+    o->n_norm_pieces = o->n_pieces;
+    o->first_update = d->zero > 0 ? 0 : o->n_pieces;
+    if (d->zero == 0) {
+        o->pieces[o->n_pieces++] = (mt_piece){
+            .grad = d->grad_store,
+            .main = d->main_store,
+            .m = o->m,
+            .v = o->v,
+            .model = separate ? d->param_store : (mc_tensor){0},
+        };
+    }
+    return MC_OK;
+}
+
+/* Elements of this rank's summed gradients that are then summed over tp. */
+static int64_t packed_elems(const mt_stage *s)
 {
     int64_t n = 0;
-    for (int i = 0; i < p->n_rows; i++) {
-        n += p->rows[i].grad_sum == MT_SUM_TP ? row_elems(&p->rows[i]) : 0;
+    for (int i = 0; i < s->params.n_rows; i++) {
+        const mt_param *r = &s->params.rows[i];
+        n += r->grad_sum == MT_SUM_TP ? mt_shards_summed(&s->shards, i, 0, mt_param_elems(r)).dims[0] : 0;
     }
     return n;
 }
@@ -94,8 +148,18 @@ static mc_status clear_moments(const mt_optimizer *o)
     return MC_OK;
 }
 
-mc_status mt_optimizer_create(const mt_optimizer_config *config, mt_stage *stage, const mc_comm *dp,
-                              const mt_grad_comms *comms, int64_t bucket_elems, mt_optimizer **optimizer_out)
+static void take_snapshots(mt_optimizer *o)
+{
+    const mc_tensor stores[MT_SNAPSHOTS] = {o->stage->shards.main_store, o->m, o->v};
+    for (int i = 0; i < MT_SNAPSHOTS && o->config.snapshots; i++) {
+        if (mc_tensor_present(stores[i])) {
+            o->snapshots[i] = mc_arena_take_1d(&o->stage->arenas->pinned, stores[i].dtype, stores[i].dims[0]);
+        }
+    }
+}
+
+mc_status mt_optimizer_create(const mt_optimizer_config *config, mt_stage *stage, const mt_grad_comms *comms,
+                              mt_optimizer **optimizer_out)
 {
     mt_optimizer *o;
     mc_status st;
@@ -103,21 +167,23 @@ mc_status mt_optimizer_create(const mt_optimizer_config *config, mt_stage *stage
     o->config = *config;
     o->stage = stage;
     o->comms = *comms;
-    MC_TRY_GOTO(st, make_segments(o), undo_optimizer);
-    MC_TRY_GOTO(st, mt_data_parallel_init(&o->dp, dp, &stage->params, stage->grad_slab, bucket_elems), undo_optimizer);
+    o->lr_mult[0] = o->lr_mult[1] = 1;
     mc_arena *arena = &stage->arenas->optimizer;
-    int64_t n = stage->params.slab_elems, packed = packed_elems(&stage->params);
+    int64_t n = mt_shards_state_elems(&stage->shards), packed = packed_elems(stage);
     if (config->kind == MT_ADAM || config->momentum > 0) {
         o->m = mc_arena_take_1d(arena, MC_F32, n);
     }
     if (config->kind == MT_ADAM) {
         o->v = mc_arena_take_1d(arena, MC_F32, n);
     }
+    take_snapshots(o);
+    MC_TRY_GOTO(st, make_pieces(o), undo_optimizer);
+    MC_TRY_GOTO(st, make_segments(o), undo_optimizer);
     if (packed > 0) {
         o->sum_pack = mc_arena_take_1d(&stage->arenas->grads, MC_F32, packed);
     }
-    o->norm_out = mc_arena_take_1d(&stage->arenas->process, MC_F64, 1);
-    o->host_norm = mc_arena_take_1d(&stage->arenas->pinned, MC_F64, 1);
+    o->norms = mc_arena_take_1d(&stage->arenas->process, MC_F64, o->n_norm_pieces);
+    o->host_norms = mc_arena_take_1d(&stage->arenas->pinned, MC_F64, o->n_norm_pieces);
     MC_TRY_GOTO(st, clear_moments(o), undo_optimizer);
     *optimizer_out = o;
     return MC_OK;
@@ -131,7 +197,7 @@ void mt_optimizer_destroy(mt_optimizer *o)
     if (!o) {
         return;
     }
-    mt_data_parallel_fini(&o->dp);
+    mc_free(o->pieces);
     mc_free(o);
 }
 
@@ -145,12 +211,13 @@ static mc_status pack(mt_optimizer *o, bool back)
         if (r->grad_sum != MT_SUM_TP) {
             continue;
         }
-        int64_t n = row_elems(r);
-        mc_tensor grad = mc_tensor_slice(s->grad_slab, 0, r->offset, n),
-                  packed = mc_tensor_slice(o->sum_pack, 0, at, n);
-        MC_TRY(s->dev->ops->copy(s->dev, back ? grad.data : packed.data, back ? packed.data : grad.data,
-                                 mc_tensor_bytes(grad), s->ly.stream));
-        at += n;
+        mc_tensor grad = mt_shards_summed(&s->shards, i, 0, mt_param_elems(r));
+        mc_tensor packed = mc_tensor_slice(o->sum_pack, 0, at, grad.dims[0]);
+        if (grad.dims[0] > 0) {
+            MC_TRY(s->dev->ops->copy(s->dev, back ? grad.data : packed.data, back ? packed.data : grad.data,
+                                     mc_tensor_bytes(grad), s->ly.stream));
+        }
+        at += grad.dims[0];
     }
     return MC_OK;
 }
@@ -161,9 +228,8 @@ static mc_status sum_kv_replicas(mt_optimizer *o)
     for (int i = 0; i < s->params.n_rows; i++) {
         const mt_param *r = &s->params.rows[i];
         if (r->grad_sum == MT_SUM_KV_REPLICAS) {
-            int64_t own = own_elems(r);
-            mc_tensor kv = mc_tensor_slice(s->grad_slab, 0, r->offset + own, row_elems(r) - own);
-            MC_TRY(mc_comm_all_reduce(o->comms.kv_replicas, kv, kv, MC_SUM));
+            mc_tensor kv = mt_shards_summed(&s->shards, i, own_elems(r), mt_param_elems(r));
+            MC_TRY(kv.dims[0] > 0 ? mc_comm_all_reduce(o->comms.kv_replicas, kv, kv, MC_SUM) : MC_OK);
         }
     }
     return MC_OK;
@@ -176,13 +242,14 @@ static mc_status sum_tied(mt_optimizer *o)
     if (!s->c->tied || s->place.pp == 1 || !(mt_has_embedding(&s->place) || mt_has_head(&s->place))) {
         return MC_OK;
     }
-    mc_tensor grad = mt_has_embedding(&s->place) ? s->embedding.dtable : s->head.dweight;
-    return mc_comm_all_reduce(o->comms.embedding, grad, grad, MC_SUM);
+    int row = s->params.outer[mt_has_embedding(&s->place) ? MT_WORD_EMBEDDINGS : MT_OUTPUT_WEIGHT];
+    mc_tensor grad = mt_shards_summed(&s->shards, row, 0, mt_param_elems(&s->params.rows[row]));
+    return grad.dims[0] > 0 ? mc_comm_all_reduce(o->comms.embedding, grad, grad, MC_SUM) : MC_OK;
 }
 
 static mc_status finish_reductions(mt_optimizer *o)
 {
-    MC_TRY(mt_data_parallel_finish(&o->dp));
+    MC_TRY(mt_shards_reduced(&o->stage->shards));
     MC_TRY(sum_tied(o));
     if (mc_tensor_present(o->sum_pack)) {
         MC_TRY(pack(o, false));
@@ -192,59 +259,76 @@ static mc_status finish_reductions(mt_optimizer *o)
     return sum_kv_replicas(o);
 }
 
-static mc_status square_norm(mt_optimizer *o)
+static mc_status square_norms(mt_optimizer *o)
 {
     mt_stage *s = o->stage;
-    ly_sq_norm norm = {s->grad_slab, o->norm_out, o->device_segments, o->n_segments};
-    return s->ly.ops->sq_norm(&s->ly, &norm);
-}
-
-/* One exchange for both: every parameter counts once over tp and pp (data-parallel ranks hold the same sums), and every
- * micro-batch's loss once, on the last stage's first tensor-parallel rank. */
-static mc_status global_sums(mt_optimizer *o, int n_micro, double *loss_out, double *sq_norm_out)
-{
-    mt_stage *s = o->stage;
-    double sums[2];
-    MC_TRY(square_norm(o));
-    MC_TRY(s->dev->ops->copy(s->dev, o->host_norm.data, o->norm_out.data, mc_tensor_bytes(o->norm_out), s->ly.stream));
-    MC_TRY(mt_stage_fetch_losses(s, n_micro));
-    MC_TRY(s->dev->ops->stream_sync(s->dev, s->ly.stream));
-    sums[0] = s->place.tp_rank == 0 ? mt_stage_loss_sum(s, n_micro) : 0;
-    sums[1] = s->place.dp_rank == 0 ? *(const double *)o->host_norm.data : 0;
-    mc_tensor t = mc_tensor_1d(sums, MC_F64, 2);
-    MC_TRY(mc_comm_all_reduce(o->comms.world, t, t, MC_SUM));
-    *loss_out = sums[0];
-    *sq_norm_out = sums[1];
+    for (int i = 0; i < o->n_norm_pieces; i++) {
+        const mt_piece *q = &o->pieces[i];
+        ly_sq_norm norm = {q->grad, mc_tensor_slice(o->norms, 0, i, 1), o->device_segments + q->first_segment,
+                           q->n_segments};
+        MC_TRY(s->ly.ops->sq_norm(&s->ly, &norm));
+    }
     return MC_OK;
 }
 
-static mc_status update(mt_optimizer *o, double lr, double weight_decay, double grad_scale)
+/* One exchange for both: every element of a gradient counts once, on the rank whose part it is in, and every
+ * micro-batch's loss once, on the last stage's first tensor-parallel rank. */
+static mc_status global_sums(mt_optimizer *o, int n_micro, mt_votes *votes, double *loss_out, double *sq_norm_out)
 {
     mt_stage *s = o->stage;
-    mc_tensor model = s->main_slab.data == s->param_slab.data ? (mc_tensor){0} : s->param_slab;
+    double sums[5] = {0, 0, votes->stop, votes->save, votes->written};
+    MC_TRY(square_norms(o));
+    MC_TRY(s->dev->ops->copy(s->dev, o->host_norms.data, o->norms.data, mc_tensor_bytes(o->norms), s->ly.stream));
+    MC_TRY(mt_stage_fetch_losses(s, n_micro));
+    MC_TRY(s->dev->ops->stream_sync(s->dev, s->ly.stream));
+    sums[0] = s->place.tp_rank == 0 ? mt_stage_loss_sum(s, n_micro) : 0;
+    for (int i = 0; i < o->n_norm_pieces; i++) {
+        sums[1] += ((const double *)o->host_norms.data)[i];
+    }
+    mc_tensor t = mc_tensor_1d(sums, MC_F64, 5);
+    MC_TRY(mc_comm_all_reduce(o->comms.world, t, t, MC_SUM));
+    *loss_out = sums[0];
+    *sq_norm_out = sums[1];
+    *votes = (mt_votes){sums[2], sums[3], sums[4]};
+    return MC_OK;
+}
+
+mc_status mt_optimizer_vote(mt_optimizer *o, mt_votes *votes)
+{
+    double sums[3] = {votes->stop, votes->save, votes->written};
+    mc_tensor t = mc_tensor_1d(sums, MC_F64, 3);
+    MC_TRY(mc_comm_all_reduce(o->comms.world, t, t, MC_SUM));
+    *votes = (mt_votes){sums[0], sums[1], sums[2]};
+    return MC_OK;
+}
+
+static mc_status update_piece(mt_optimizer *o, const mt_piece *q, double lr, double weight_decay, double grad_scale)
+{
+    const ly_ctx *ly = &o->stage->ly;
+    const ly_segment *segments = o->device_segments + q->first_segment;
     if (o->config.kind == MT_SGD) {
         ly_sgd a = {
-            .param = s->main_slab,
-            .grad = s->grad_slab,
-            .m = o->m,
-            .model = model,
-            .segments = o->device_segments,
-            .n_segments = o->n_segments,
+            .param = q->main,
+            .grad = q->grad,
+            .m = q->m,
+            .model = q->model,
+            .segments = segments,
+            .n_segments = q->n_segments,
             .lr = (float)lr,
             .momentum = o->config.momentum,
             .weight_decay = (float)weight_decay,
             .grad_scale = (float)grad_scale,
         };
-        return s->ly.ops->sgd(&s->ly, &a);
+        return ly->ops->sgd(ly, &a);
     }
     ly_adamw a = {
-        .param = s->main_slab,
-        .grad = s->grad_slab,
-        .m = o->m,
-        .v = o->v,
-        .model = model,
-        .segments = o->device_segments,
-        .n_segments = o->n_segments,
+        .param = q->main,
+        .grad = q->grad,
+        .m = q->m,
+        .v = q->v,
+        .model = q->model,
+        .segments = segments,
+        .n_segments = q->n_segments,
         .lr = (float)lr,
         .beta1 = o->config.beta1,
         .beta2 = o->config.beta2,
@@ -254,14 +338,23 @@ static mc_status update(mt_optimizer *o, double lr, double weight_decay, double 
         .step = o->steps,
         .clear_grad = 1,
     };
-    MC_TRY(s->ly.ops->adamw(&s->ly, &a));
-    s->grads_clear = true;
-    return MC_OK;
+    return ly->ops->adamw(ly, &a);
+}
+
+static mc_status update(mt_optimizer *o, double lr, double weight_decay, double grad_scale)
+{
+    mt_shards *d = &o->stage->shards;
+    MC_TRY(mt_shards_settle(d)); /* what an earlier update sent out has been read */
+    for (int i = o->first_update; i < o->n_pieces; i++) {
+        MC_TRY(update_piece(o, &o->pieces[i], lr, weight_decay, grad_scale));
+    }
+    d->grads_clear = o->config.kind == MT_ADAM && d->zero == 0;
+    return mt_shards_publish(d, false);
 }
 
 mc_status mt_optimizer_dry_run(mt_optimizer *o)
 {
-    MC_TRY(square_norm(o));
+    MC_TRY(square_norms(o));
     return update(o, 0, 0, 1);
 }
 
@@ -271,28 +364,26 @@ mc_status mt_optimizer_dry_run(mt_optimizer *o)
 static mc_status set_lr_ratio(mt_optimizer *o, double lr, double decoupled_lr, double *base_out)
 {
     double base = lr > 0 ? lr : decoupled_lr;
-    bool changed = false;
     float own = base > 0 ? (float)(decoupled_lr / base) : 1, others = lr > 0 ? 1 : 0;
-    const mt_params *p = &o->stage->params;
-    for (int i = 0, seg = 0; i < p->n_rows; i++) {
-        for (int n = p->rows[i].grad_sum == MT_SUM_KV_REPLICAS ? 2 : 1; n > 0; n--) {
-            float mult = p->rows[i].decoupled_lr ? own : others;
-            changed = changed || o->segments[seg].lr_mult != mult;
-            o->segments[seg++].lr_mult = mult;
-        }
-    }
+    bool changed = o->lr_mult[0] != others || o->lr_mult[1] != own;
     *base_out = base;
-    return changed ? upload_segments(o) : MC_OK;
+    if (!changed) {
+        return MC_OK;
+    }
+    o->lr_mult[0] = others;
+    o->lr_mult[1] = own;
+    fill_segments(o, false);
+    return upload_segments(o);
 }
 
 mc_status mt_optimizer_step(mt_optimizer *o, double lr, double decoupled_lr, double weight_decay, int n_micro,
-                            mt_step_result *result_out)
+                            mt_votes *votes, mt_step_result *result_out)
 {
     mt_stage *s = o->stage;
     double sq_norm, loss, base;
     MC_TRY(finish_reductions(o));
-    MC_TRY(mt_trace_gradients(s->trace, &s->params, &s->place, s->c->vocab, s->x.heads.replica == 0, s->grad_slab));
-    MC_TRY(global_sums(o, n_micro, &loss, &sq_norm));
+    MC_TRY(mt_trace_gradients(s->trace, &s->shards, &s->place, s->c->vocab, s->x.heads.replica == 0));
+    MC_TRY(global_sums(o, n_micro, votes, &loss, &sq_norm));
     double norm = sqrt(sq_norm), clip = o->config.clip_grad;
     *result_out = (mt_step_result){.loss_sum = loss, .grad_norm = norm, .skipped = !isfinite(norm)};
     if (result_out->skipped) {

@@ -2,7 +2,6 @@
 #ifndef MEGAC_TRAIN_OPTIMIZER_H
 #define MEGAC_TRAIN_OPTIMIZER_H
 
-#include "megac/train/data_parallel.h"
 #include "megac/train/stage.h"
 
 #ifdef __cplusplus
@@ -15,6 +14,7 @@ typedef struct mt_optimizer_config {
     mt_optimizer_kind kind;
     float beta1, beta2, eps, momentum;
     double clip_grad; /* limit of the global L2 norm; 0: none */
+    bool snapshots;   /* host memory for a copy of all that a checkpoint holds (--async-save) */
 } mt_optimizer_config;
 
 /* The groups that gradients are summed over besides data parallelism. */
@@ -25,24 +25,44 @@ typedef struct mt_grad_comms {
     const mc_comm *world;       /* the global norm */
 } mt_grad_comms;
 
+enum { MT_SNAPSHOTS = 3 };
+
+/* A contiguous run of the slab that one operator call works on. Tensors are 1-D of the same length. */
+typedef struct mt_piece {
+    int64_t begin;                     /* slab element that it starts with */
+    mc_tensor grad, main, m, v, model; /* as ly_adamw's; m and v where the optimizer has them */
+    int first_segment, n_segments;     /* of the tables below */
+} mt_piece;
+
 typedef struct mt_optimizer {
     mt_optimizer_config config;
     mt_stage *stage;
-    mt_data_parallel dp;
     mt_grad_comms comms;
-    mc_tensor m, v;                         /* slabs; v absent for SGD, m absent without momentum */
-    mc_tensor sum_pack;                     /* gradients summed over tp, packed: one collective a step */
-    mc_tensor norm_out, host_norm;          /* (1) f64 on the device and, pinned, on the host */
-    ly_segment *segments, *device_segments; /* the same table in pinned host memory and where operators run */
+    mc_tensor m, v;     /* stores of mt_shards_state_elems; v absent for SGD, m absent without momentum */
+    mc_tensor sum_pack; /* gradients summed over tp, packed: one collective a step */
+    mt_piece *pieces;   /* [0, n_norm_pieces): the norm's; [first_update, n_pieces): the update's */
+    int n_pieces, n_norm_pieces, first_update;
+    mc_tensor norms, host_norms;            /* (n_norm_pieces) f64 on the device and, pinned, on the host */
+    ly_segment *segments, *device_segments; /* the pieces' tables in pinned host memory and where operators run */
     int n_segments;
-    int64_t steps; /* updates made: Adam's bias correction counts these, not iterations */
+    float lr_mult[2];                  /* [decoupled_lr of a row] */
+    mc_tensor snapshots[MT_SNAPSHOTS]; /* of main parameters, m, v, where config.snapshots: pinned host memory */
+    int64_t steps;                     /* updates made: Adam's bias correction counts these, not iterations */
 } mt_optimizer;
 
-/* Lays out the moments over the stage's arenas (measuring or bound) and builds the segment table. `dp` is kept. */
-mc_status mt_optimizer_create(const mt_optimizer_config *config, mt_stage *stage, const mc_comm *dp,
-                              const mt_grad_comms *comms, int64_t bucket_elems,
+/* Lays out the moments over the stage's arenas (measuring or bound) and builds the pieces and their segments. */
+mc_status mt_optimizer_create(const mt_optimizer_config *config, mt_stage *stage, const mt_grad_comms *comms,
                               mt_optimizer **optimizer_out) MC_MUST_CHECK;
 void mt_optimizer_destroy(mt_optimizer *o);
+
+/* What ranks tell each other once a step, in the exchange of loss and norm: in, this rank's wish; out, the sum over
+ * all.
+ */
+typedef struct mt_votes {
+    double stop;    /* ranks that want the run to end (signal, time) */
+    double save;    /* ranks that want a checkpoint (--save-interval-hours) */
+    double written; /* ranks whose part of a save in the background is written */
+} mt_votes;
 
 /* What one step did. */
 typedef struct mt_step_result {
@@ -54,7 +74,9 @@ typedef struct mt_step_result {
 /* After a step of n_micro micro-batches. The host waits for the device once, where it reads the losses and the norm.
  * Collective over the world. */
 mc_status mt_optimizer_step(mt_optimizer *o, double lr, double decoupled_lr, double weight_decay, int n_micro,
-                            mt_step_result *result_out) MC_MUST_CHECK;
+                            mt_votes *votes, mt_step_result *result_out) MC_MUST_CHECK;
+/* The exchange alone, for a step without update. Collective over the world. */
+mc_status mt_optimizer_vote(mt_optimizer *o, mt_votes *votes) MC_MUST_CHECK;
 /* The operators of a step, for the plan of their workspace. */
 mc_status mt_optimizer_dry_run(mt_optimizer *o) MC_MUST_CHECK;
 

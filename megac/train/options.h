@@ -90,8 +90,8 @@ mc_status mt_options_adopt(mt_options *o, const char *where, const char *text) M
 mc_status mt_options_differences(mt_options *o, const char *text, char *list_out, size_t cap) MC_MUST_CHECK;
 
 /* Fills in what was not given: ffn_hidden_size, kv_channels, num_query_groups, max_position_embeddings,
- * position_embedding_type, data_parallel_size, ddp_bucket_size, micro_batch_size, global_batch_size (not with a step
- * schedule), start_ and end_weight_decay, data_path from --data-args-path; and refuses what contradicts itself:
+ * position_embedding_type, data_parallel_size, zero, ddp_bucket_size, micro_batch_size, global_batch_size (not with a
+ * step schedule), start_ and end_weight_decay, data_path from --data-args-path; and refuses what contradicts itself:
  * MC_INVALID or MC_UNSUPPORTED with value and remedy. `world_size`: ranks of the job; MT_PLAN ignores it and fills
  * o->world_size in. Call once. */
 mc_status mt_options_finish(mt_options *o, int world_size) MC_MUST_CHECK;

@@ -1,4 +1,6 @@
 /* Rules of the grid of ranks: what divides what. */
+#include <string.h>
+
 #include "megac/base/alloc.h"
 #include "megac/base/log.h"
 #include "megac/train/options_impl.h"
@@ -52,6 +54,35 @@ static mc_status check_world(mt_options *o, int world_size)
     }
     int64_t per_rank = 1000000 * o->data_parallel_size; /* Megatron-LM's: buckets grow with the ring */
     mt_i_derive(o, &o->ddp_bucket_size, per_rank > 40000000 ? per_rank : 40000000);
+    return MC_OK;
+}
+
+/* --zero, from the flags that say the same in more words. */
+static mc_status set_zero(mt_options *o)
+{
+    static const char *const names[] = {"no_shard", "optim", "optim_grads", "optim_grads_params"};
+    const char *strategy = o->data_parallel_sharding_strategy;
+    int64_t stage = 0;
+    while (strcmp(strategy, names[stage]) != 0) {
+        stage++;
+    }
+    if (o->use_distributed_optimizer && stage == 0) {
+        if (mt_options_given(o, &o->data_parallel_sharding_strategy)) {
+            return MC_FAIL(MC_INVALID,
+                           "--use-distributed-optimizer contradicts --data-parallel-sharding-strategy %s; "
+                           "leave one out",
+                           strategy);
+        }
+        stage = 1;
+    }
+    bool told = o->use_distributed_optimizer || mt_options_given(o, &o->data_parallel_sharding_strategy);
+    mt_i_derive(o, &o->zero, stage);
+    if (told && o->zero != stage) {
+        return MC_FAIL(MC_INVALID, "--zero %lld contradicts %s, which is stage %lld; leave one out", (long long)o->zero,
+                       o->use_distributed_optimizer && stage == 1 ? "--use-distributed-optimizer"
+                                                                  : "--data-parallel-sharding-strategy",
+                       (long long)stage);
+    }
     return MC_OK;
 }
 
@@ -122,6 +153,7 @@ mc_status mt_i_check_layout(mt_options *o, int world_size)
                        (long long)o->context_parallel_size);
     }
     MC_TRY(check_world(o, world_size));
+    MC_TRY(set_zero(o));
     MC_TRY(check_tensor(o));
     return check_stages(o);
 }

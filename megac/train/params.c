@@ -72,9 +72,32 @@ static void shard(const builder *b, const spec *s, mt_param *row)
     row->local_dims[row->shard_dim] = row->ranges[0].count + (row->n_ranges > 1 ? row->ranges[1].count : 0);
 }
 
-static int64_t local_elems(const mt_param *row)
+int64_t mt_param_elems(const mt_param *row)
 {
     return row->local_dims[0] * (row->n_dims == 2 ? row->local_dims[1] : 1);
+}
+
+static int64_t align_up(int64_t n, int64_t unit)
+{
+    return (n + unit - 1) / unit * unit;
+}
+
+/* Starts a unit; what follows belongs to it until end_unit, which drops a unit without rows. */
+static void begin_unit(builder *b)
+{
+    b->out->units[b->out->n_units++] = (mt_unit){.first_row = b->out->n_rows, .begin = b->out->slab_elems};
+}
+
+static void end_unit(builder *b)
+{
+    mt_unit *u = &b->out->units[b->out->n_units - 1];
+    u->n_rows = b->out->n_rows - u->first_row;
+    if (u->n_rows == 0) {
+        b->out->n_units--;
+        return;
+    }
+    b->out->slab_elems = align_up(b->out->slab_elems, (int64_t)ROW_ALIGN_ELEMS * b->p->dp);
+    u->end = b->out->slab_elems;
 }
 
 /* Glorot and Bengio 2010: uniform between -limit and limit. */
@@ -110,9 +133,10 @@ static int add_row(builder *b, const spec *s, int layer, uint32_t stream)
     bool first_holder = s->shard != WHOLE || b->p->tp_rank == 0;
     row->counts_in_norm = first_holder;
     row->writes = first_holder && b->p->dp_rank == 0;
+    row->unit = b->out->n_units - 1;
     row->offset = b->out->slab_elems;
-    b->out->slab_elems += (local_elems(row) + ROW_ALIGN_ELEMS - 1) / ROW_ALIGN_ELEMS * ROW_ALIGN_ELEMS;
-    b->out->n_local += local_elems(row);
+    b->out->slab_elems = align_up(row->offset + mt_param_elems(row), ROW_ALIGN_ELEMS);
+    b->out->n_local += mt_param_elems(row);
     return b->out->n_rows++;
 }
 
@@ -251,6 +275,15 @@ static void add_outer(builder *b, mt_outer_param which)
     b->out->outer[which] = which == MT_OUTPUT_WEIGHT && c->tied && both ? b->out->outer[MT_WORD_EMBEDDINGS] : row;
 }
 
+static void add_outer_unit(builder *b, mt_outer_param first, mt_outer_param last)
+{
+    begin_unit(b);
+    for (int which = (int)first; which <= (int)last; which++) {
+        add_outer(b, (mt_outer_param)which);
+    }
+    end_unit(b);
+}
+
 mc_status mt_params_create(const mt_model_config *c, const mt_place *p, mt_params *params_out)
 {
     mt_params out = {.n_layers = p->n_layers};
@@ -258,14 +291,17 @@ mc_status mt_params_create(const mt_model_config *c, const mt_place *p, mt_param
     mc_status st;
     MC_TRY_GOTO(st, MC_NEW_N(&out.rows, b.cap_rows, "parameter table"), undo_all);
     MC_TRY_GOTO(st, MC_NEW_N(&out.block, p->n_layers, "parameter table"), undo_all);
-    add_outer(&b, MT_WORD_EMBEDDINGS);
-    add_outer(&b, MT_POSITION_EMBEDDINGS);
+    MC_TRY_GOTO(st, MC_NEW_N(&out.units, p->n_layers + MT_OUTER_PARAMS, "parameter table"), undo_all);
+    add_outer_unit(&b, MT_WORD_EMBEDDINGS, MT_WORD_EMBEDDINGS);
+    add_outer_unit(&b, MT_POSITION_EMBEDDINGS, MT_POSITION_EMBEDDINGS);
+    out.first_block_unit = out.n_units;
     for (int i = 0; i < p->n_layers; i++) {
+        begin_unit(&b);
         add_block(&b, i);
+        end_unit(&b);
     }
-    add_outer(&b, MT_FINAL_GAMMA);
-    add_outer(&b, MT_FINAL_BETA);
-    add_outer(&b, MT_OUTPUT_WEIGHT);
+    add_outer_unit(&b, MT_FINAL_GAMMA, MT_FINAL_BETA);
+    add_outer_unit(&b, MT_OUTPUT_WEIGHT, MT_OUTPUT_WEIGHT);
     *params_out = out;
     return MC_OK;
 undo_all:
@@ -277,6 +313,7 @@ void mt_params_destroy(mt_params *params)
 {
     mc_free(params->rows);
     mc_free(params->block);
+    mc_free(params->units);
     *params = (mt_params){0};
 }
 
@@ -303,6 +340,15 @@ mc_tensor mt_params_view(const mt_params *params, int row, mc_tensor slab)
                           : mc_tensor_1d(data, slab.dtype, r->local_dims[0]);
 }
 
+bool mt_params_clip(const mt_param *row, int64_t from, int64_t to, int64_t begin, int64_t end, int64_t *lo_out,
+                    int64_t *hi_out)
+{
+    int64_t lo = row->offset + from, hi = row->offset + to;
+    *lo_out = lo > begin ? lo : begin;
+    *hi_out = hi < end ? hi : end;
+    return *lo_out < *hi_out;
+}
+
 /* `count` values from global element `first` on. */
 static void init_run(const mt_param *r, uint32_t seed, int64_t first, int64_t count, float *out)
 {
@@ -317,62 +363,67 @@ static void init_run(const mt_param *r, uint32_t seed, int64_t first, int64_t co
     }
 }
 
-/* The same into a slab of any float type, from its element `at` on. */
-static void init_elems(const mt_param *r, uint32_t seed, int64_t first, int64_t count, mc_tensor slab, int64_t at,
+/* The same into memory of any float type, from its element `at` on. */
+static void init_elems(const mt_param *r, uint32_t seed, int64_t first, int64_t count, mc_tensor part, int64_t at,
                        float *buffer)
 {
     for (int64_t done = 0; done < count; done += INIT_CHUNK_ELEMS) {
         int64_t n = count - done < INIT_CHUNK_ELEMS ? count - done : INIT_CHUNK_ELEMS;
-        uint16_t *half = (uint16_t *)slab.data + at + done;
-        float *out = slab.dtype == MC_F32 ? (float *)slab.data + at + done : buffer;
+        uint16_t *half = (uint16_t *)part.data + at + done;
+        float *out = part.dtype == MC_F32 ? (float *)part.data + at + done : buffer;
         init_run(r, seed, first + done, n, out);
-        for (int64_t i = 0; slab.dtype != MC_F32 && i < n; i++) {
-            half[i] = slab.dtype == MC_BF16 ? mc_bf16_from_f32(out[i]) : mc_f16_from_f32(out[i]);
+        for (int64_t i = 0; part.dtype != MC_F32 && i < n; i++) {
+            half[i] = part.dtype == MC_BF16 ? mc_bf16_from_f32(out[i]) : mc_f16_from_f32(out[i]);
         }
-    }
-}
-
-/* Local rows [begin, end) of a tensor; a 1-D tensor is a column of rows of one element. */
-static void init_rows(const mt_param *r, uint32_t seed, mc_tensor slab, int64_t begin, int64_t end, float *buffer)
-{
-    int64_t cols = r->n_dims == 2 ? r->local_dims[1] : 1, global_cols = r->n_dims == 2 ? r->global_dims[1] : 1;
-    for (int64_t row = begin; row < end; row++) {
-        int64_t global_row = row, first_col = 0;
-        if (r->shard_dim == 1) {
-            first_col = r->ranges[0].begin;
-        } else {
-            int part = row >= r->ranges[0].count;
-            global_row = r->ranges[part].begin + row - (part ? r->ranges[0].count : 0);
-        }
-        init_elems(r, seed, global_row * global_cols + first_col, cols, slab, r->offset + row * cols, buffer);
     }
 }
 
 typedef struct init_job {
     const mt_param *row;
     uint32_t seed;
-    mc_tensor slab;
-    int64_t rows_per_task;
+    mc_tensor part;
+    int64_t part0;    /* slab element that `part` starts with */
+    int64_t from, to; /* elements of the row's local tensor, flat */
 } init_job;
+
+/* Elements [from, to) of the local tensor, a run for each of its rows; a 1-D tensor is one column. */
+static void init_range(const init_job *j, int64_t from, int64_t to, float *buffer)
+{
+    const mt_param *r = j->row;
+    int64_t cols = r->n_dims == 2 ? r->local_dims[1] : 1, global_cols = r->n_dims == 2 ? r->global_dims[1] : 1;
+    while (from < to) {
+        int64_t row = from / cols, end = (row + 1) * cols < to ? (row + 1) * cols : to;
+        int64_t global_row = row, first_col = from - row * cols;
+        if (r->shard_dim == 1) {
+            first_col += r->ranges[0].begin;
+        } else {
+            int range = row >= r->ranges[0].count;
+            global_row = r->ranges[range].begin + row - (range ? r->ranges[0].count : 0);
+        }
+        init_elems(r, j->seed, global_row * global_cols + first_col, end - from, j->part, r->offset + from - j->part0,
+                   buffer);
+        from = end;
+    }
+}
 
 static void init_task(void *arg, int task, int thread, void *scratch)
 {
     (void)thread;
     const init_job *job = arg;
-    int64_t begin = task * job->rows_per_task, end = begin + job->rows_per_task;
-    init_rows(job->row, job->seed, job->slab, begin, end < job->row->local_dims[0] ? end : job->row->local_dims[0],
-              scratch);
+    int64_t from = job->from + (int64_t)task * INIT_CHUNK_ELEMS, to = from + INIT_CHUNK_ELEMS;
+    init_range(job, from, to < job->to ? to : job->to, scratch);
 }
 
-void mt_params_init(const mt_params *params, uint32_t seed, mc_tensor slab, mc_pool *pool)
+void mt_params_init(const mt_params *params, uint32_t seed, int64_t begin, mc_tensor part, mc_pool *pool)
 {
-    MC_ASSERT(slab.dtype == MC_F32 || slab.dtype == MC_BF16 || slab.dtype == MC_F16);
-    MC_ASSERT(slab.dtype == MC_F32 || mc_pool_scratch_bytes(pool) >= INIT_CHUNK_ELEMS * sizeof(float));
+    MC_ASSERT(part.dtype == MC_F32 || part.dtype == MC_BF16 || part.dtype == MC_F16);
+    MC_ASSERT(part.dtype == MC_F32 || mc_pool_scratch_bytes(pool) >= INIT_CHUNK_ELEMS * sizeof(float));
     for (int i = 0; i < params->n_rows; i++) {
         const mt_param *r = &params->rows[i];
-        int64_t cols = r->n_dims == 2 ? r->local_dims[1] : 1;
-        init_job job = {r, seed, slab, cols < INIT_CHUNK_ELEMS ? INIT_CHUNK_ELEMS / cols : 1};
-        int64_t tasks = (r->local_dims[0] + job.rows_per_task - 1) / job.rows_per_task;
-        mc_pool_run(pool, (int)tasks, init_task, &job);
+        int64_t lo, hi;
+        if (mt_params_clip(r, 0, mt_param_elems(r), begin, begin + part.dims[0], &lo, &hi)) {
+            init_job job = {r, seed, part, begin, lo - r->offset, hi - r->offset};
+            mc_pool_run(pool, (int)((hi - lo + INIT_CHUNK_ELEMS - 1) / INIT_CHUNK_ELEMS), init_task, &job);
+        }
     }
 }

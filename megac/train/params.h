@@ -51,7 +51,16 @@ typedef struct mt_param {
     bool counts_in_norm; /* this rank's copy is the one that the global norm counts */
     bool writes;         /* this rank's copy is the one that a checkpoint stores (data-parallel rank 0 only) */
     int64_t offset;      /* of the local tensor in every slab, in elements */
+    int unit;            /* that it belongs to */
 } mt_param;
+
+/* Rows whose parameters come and go together: a block, or a tensor outside the blocks (both of the final norm). Its
+ * length is a multiple of the data-parallel group's size, so that the group can share it out in equal parts (shards.h);
+ * what follows the last tensor is padding. */
+typedef struct mt_unit {
+    int first_row, n_rows;
+    int64_t begin, end; /* in every slab, in elements */
+} mt_unit;
 
 /* The tensors of one transformer block, in slab order. */
 typedef enum {
@@ -94,6 +103,8 @@ typedef struct mt_params {
     int outer[MT_OUTER_PARAMS];
     int (*block)[MT_BLOCK_PARAMS]; /* [layer of this stage][tensor] */
     int n_layers;
+    mt_unit *units; /* in slab order: those before the blocks, the blocks, those behind */
+    int n_units, first_block_unit;
     int64_t slab_elems; /* of each slab: parameters, gradients, moments */
     int64_t n_local;    /* elements of this rank without padding */
 } mt_params;
@@ -107,9 +118,16 @@ int64_t mt_params_count(const mt_model_config *c, bool real_vocab);
 /* View of a row's local tensor in a slab that starts at `slab`; absent (data NULL) for row -1. */
 mc_tensor mt_params_view(const mt_params *params, int row, mc_tensor slab);
 
-/* Writes initial values into the parameter slab (host memory; f32, bf16 or f16, rounded): a pure function of (seed,
- * parameter, global element), whatever the layout. */
-void mt_params_init(const mt_params *params, uint32_t seed, mc_tensor slab, mc_pool *pool);
+/* Of elements [from, to) of a row's local tensor, flat: those that lie in elements [begin, end) of the slab, as a range
+ * of the slab. False when there are none. */
+bool mt_params_clip(const mt_param *row, int64_t from, int64_t to, int64_t begin, int64_t end, int64_t *lo_out,
+                    int64_t *hi_out);
+/* Elements of a row's local tensor. */
+int64_t mt_param_elems(const mt_param *row);
+
+/* Writes initial values of the slab's elements from `begin` on into `part` (1-D host memory; f32, bf16 or f16,
+ * rounded): a pure function of (seed, parameter, global element), whatever the layout. Padding is left as it is. */
+void mt_params_init(const mt_params *params, uint32_t seed, int64_t begin, mc_tensor part, mc_pool *pool);
 
 #ifdef __cplusplus
 }

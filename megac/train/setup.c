@@ -49,6 +49,7 @@ static mt_optimizer_config optimizer_config(const mt_options *o)
         .eps = (float)o->adam_eps,
         .momentum = (float)o->sgd_momentum,
         .clip_grad = o->clip_grad,
+        .snapshots = o->save && o->async_save,
     };
 }
 
@@ -102,6 +103,7 @@ mt_place mt_setup_place(const mt_setup *s, int rank)
         .dp = s->grid.size[MC_AXIS_DP],
         .dp_rank = at.at[MC_AXIS_DP],
         .pp = s->grid.size[MC_AXIS_PP],
+        .zero = s->purpose == MT_FOR_TRAINING && s->grid.size[MC_AXIS_DP] > 1 ? (int)s->o->zero : 0,
         .stage = stage,
         /* Generation runs sequences of any length: their rows need not divide. */
         .sequence_parallel = s->o->sequence_parallel && s->purpose != MT_FOR_GENERATION,
@@ -172,6 +174,7 @@ mt_memory_request mt_setup_memory(const mt_setup *s, int rank)
                 .n_slots = n_slots,
                 .n_io = n_slots > eval_slots ? n_slots : eval_slots,
                 .max_micro = s->max_micro,
+                .bucket_elems = s->o->ddp_bucket_size,
                 .head_chunk_rows =
                     chunk > 0 ? chunk : tp_head_chunk_rows(rows, s->model.padded_vocab / place.tp, HEAD_CHUNK_BYTES),
             },

@@ -10,8 +10,8 @@ static void bind_blocks(mt_stage *s)
         mt_block *b = &s->blocks[i];
         b->layer = s->place.first_layer + i;
         for (int j = 0; j < MT_BLOCK_PARAMS; j++) {
-            b->p[j] = mt_params_view(&s->params, s->params.block[i][j], s->param_slab);
-            b->d[j] = mt_params_view(&s->params, s->params.block[i][j], s->grad_slab);
+            b->p[j] = mt_shards_param(&s->shards, s->params.block[i][j]);
+            b->d[j] = mt_shards_grad(&s->shards, s->params.block[i][j]);
         }
     }
 }
@@ -21,23 +21,23 @@ static void bind_outer(mt_stage *s)
     const int *row = s->params.outer;
     int64_t vocab_local = s->c->padded_vocab / s->place.tp, vocab0 = vocab_local * s->place.tp_rank;
     s->embedding = (tp_embedding){
-        .table = mt_params_view(&s->params, row[MT_WORD_EMBEDDINGS], s->param_slab),
-        .dtable = mt_params_view(&s->params, row[MT_WORD_EMBEDDINGS], s->grad_slab),
-        .positions = mt_params_view(&s->params, row[MT_POSITION_EMBEDDINGS], s->param_slab),
-        .dpositions = mt_params_view(&s->params, row[MT_POSITION_EMBEDDINGS], s->grad_slab),
+        .table = mt_shards_param(&s->shards, row[MT_WORD_EMBEDDINGS]),
+        .dtable = mt_shards_grad(&s->shards, row[MT_WORD_EMBEDDINGS]),
+        .positions = mt_shards_param(&s->shards, row[MT_POSITION_EMBEDDINGS]),
+        .dpositions = mt_shards_grad(&s->shards, row[MT_POSITION_EMBEDDINGS]),
         .vocab0 = vocab0,
     };
     s->head = (tp_head){
-        .weight = mt_params_view(&s->params, row[MT_OUTPUT_WEIGHT], s->param_slab),
-        .dweight = mt_params_view(&s->params, row[MT_OUTPUT_WEIGHT], s->grad_slab),
+        .weight = mt_shards_param(&s->shards, row[MT_OUTPUT_WEIGHT]),
+        .dweight = mt_shards_grad(&s->shards, row[MT_OUTPUT_WEIGHT]),
         .vocab0 = vocab0,
         .vocab_valid = s->c->vocab,
         .chunk_rows = s->sizes.head_chunk_rows,
     };
-    s->final_gamma = mt_params_view(&s->params, row[MT_FINAL_GAMMA], s->param_slab);
-    s->final_beta = mt_params_view(&s->params, row[MT_FINAL_BETA], s->param_slab);
-    s->dfinal_gamma = mt_params_view(&s->params, row[MT_FINAL_GAMMA], s->grad_slab);
-    s->dfinal_beta = mt_params_view(&s->params, row[MT_FINAL_BETA], s->grad_slab);
+    s->final_gamma = mt_shards_param(&s->shards, row[MT_FINAL_GAMMA]);
+    s->final_beta = mt_shards_param(&s->shards, row[MT_FINAL_BETA]);
+    s->dfinal_gamma = mt_shards_grad(&s->shards, row[MT_FINAL_GAMMA]);
+    s->dfinal_beta = mt_shards_grad(&s->shards, row[MT_FINAL_BETA]);
 }
 
 static mc_tensor take_rows(mt_stage *s, mc_arena *arena)
@@ -107,9 +107,26 @@ static void take_rope(mt_stage *s)
     }
 }
 
+static mc_status create_shards(mt_stage *s, const mc_comm *dp_comm)
+{
+    mt_shards_config c = {
+        .params = &s->params,
+        .dp = dp_comm,
+        .ly = &s->ly,
+        .dtype = s->c->dtype,
+        .zero = s->place.zero,
+        .training = s->sizes.n_slots > 0,
+        .bucket_elems = s->sizes.bucket_elems,
+        .params_arena = &s->arenas->params,
+        .grads_arena = &s->arenas->grads,
+        .optimizer_arena = &s->arenas->optimizer,
+    };
+    return mt_shards_create(&s->shards, &c);
+}
+
 mc_status mt_stage_create(const mt_model_config *c, const mt_place *place, const mt_stage_sizes *sizes,
-                          const ly_ctx *ly, const mc_comm *tp_comm, mc_device *dev, mt_arenas *arenas,
-                          mt_stage **stage_out)
+                          const ly_ctx *ly, const mc_comm *tp_comm, const mc_comm *dp_comm, mc_device *dev,
+                          mt_arenas *arenas, mt_stage **stage_out)
 {
     mt_stage *s;
     mc_status st;
@@ -126,13 +143,7 @@ mc_status mt_stage_create(const mt_model_config *c, const mt_place *place, const
         .ly = &s->ly, .comm = tp_comm, .scratch = &arenas->scratch, .sequence_parallel = place->sequence_parallel};
     MC_TRY_GOTO(st, mt_params_create(c, place, &s->params), undo_stage);
     MC_TRY_GOTO(st, MC_NEW_N(&s->blocks, place->n_layers, "blocks"), undo_stage);
-    s->param_slab = mc_arena_take_1d(&arenas->params, c->dtype, s->params.slab_elems);
-    s->main_slab = s->param_slab;
-    if (c->dtype != MC_F32) {
-        s->main_slab =
-            sizes->n_slots > 0 ? mc_arena_take_1d(&arenas->optimizer, MC_F32, s->params.slab_elems) : (mc_tensor){0};
-    }
-    s->grad_slab = mc_arena_take_1d(&arenas->grads, MC_F32, sizes->n_slots > 0 ? s->params.slab_elems : 0);
+    MC_TRY_GOTO(st, create_shards(s, dp_comm), undo_stage);
     bind_blocks(s);
     bind_outer(s);
     MC_TRY_GOTO(st, take_slots(s), undo_stage);
@@ -156,6 +167,7 @@ void mt_stage_destroy(mt_stage *s)
     mc_free(s->slots);
     mc_free(s->io);
     mc_free(s->blocks);
+    mt_shards_destroy(&s->shards);
     mt_params_destroy(&s->params);
     mc_free(s);
 }

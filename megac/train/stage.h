@@ -8,6 +8,7 @@
 
 #include "datasets/ds.h"
 #include "megac/train/block.h"
+#include "megac/train/shards.h"
 #include "pipeline/pp.h"
 
 #ifdef __cplusplus
@@ -26,6 +27,7 @@ typedef struct mt_stage_sizes {
     int n_io;      /* micro-batches whose input and output live at once (>= n_slots; evaluation may need more) */
     int max_micro; /* micro-batches of a step */
     int64_t head_chunk_rows;
+    int64_t bucket_elems; /* least elements of a gradient bucket */
 } mt_stage_sizes;
 
 /* Activations of one micro-batch. */
@@ -38,9 +40,6 @@ typedef struct mt_io {
     mc_tensor tokens, targets, weights; /* (R) */
 } mt_io;
 
-/* Called when every gradient at or after element `from` of the slab is final for this step. */
-typedef mc_status (*mt_grads_ready_fn)(void *arg, int64_t from);
-
 typedef struct mt_stage {
     const mt_model_config *c;
     mt_place place;
@@ -50,11 +49,8 @@ typedef struct mt_stage {
     mc_device *dev;
     mt_arenas *arenas;
     mt_params params;
-    mc_tensor param_slab, grad_slab; /* 1-D; parameters of type T, gradients f32 */
-    mc_tensor main_slab;             /* f32 parameters that the optimizer updates: param_slab itself where T is f32;
-                                        absent without an optimizer otherwise */
+    mt_shards shards; /* where parameters and gradients lie */
     mt_block *blocks;
-    bool grads_clear; /* the gradient slab is all zeros already: the optimizer cleared it in passing */
     tp_embedding embedding;
     tp_head head;
     mc_tensor final_gamma, final_beta, dfinal_gamma, dfinal_beta;
@@ -67,23 +63,22 @@ typedef struct mt_stage {
     const ds_loader *loader; /* NULL: dry run */
     bool training;
     float loss_scale; /* of the sum of weighted token losses: the only place where the loss is scaled is the loop */
-    struct mt_trace *trace;        /* (optional) default: nothing; --trace-tensors */
-    mt_grads_ready_fn grads_ready; /* (optional) default: nothing */
-    void *grads_ready_arg;
+    struct mt_trace *trace; /* (optional) default: nothing; --trace-tensors */
 } mt_stage;
 
 extern const pp_stage_ops mt_stage_ops;
 
-/* Lays out parameters, gradients, activations over `arenas`; takes no memory of its own but the tables. `ly` and
- * `tp_comm` are kept. */
+/* Lays out parameters, gradients, activations over `arenas`; takes no memory of its own but the tables. `ly`, `tp_comm`
+ * and `dp_comm` are kept. */
 mc_status mt_stage_create(const mt_model_config *c, const mt_place *place, const mt_stage_sizes *sizes,
-                          const ly_ctx *ly, const mc_comm *tp_comm, mc_device *dev, mt_arenas *arenas,
-                          mt_stage **stage_out) MC_MUST_CHECK;
+                          const ly_ctx *ly, const mc_comm *tp_comm, const mc_comm *dp_comm, mc_device *dev,
+                          mt_arenas *arenas, mt_stage **stage_out) MC_MUST_CHECK;
 void mt_stage_destroy(mt_stage *stage);
 
 /* Writes the rotary tables and initial parameters. Waits for the device. */
 mc_status mt_stage_init_values(mt_stage *stage, mc_pool *pool) MC_MUST_CHECK;
-/* Parameters of type T from the f32 ones that the optimizer keeps, after these were read or initialised. */
+/* What the model computes with, from the parameters that this rank keeps (shards.main), after these were read or
+ * initialised. Collective over the data-parallel group. */
 mc_status mt_stage_refresh_params(mt_stage *stage) MC_MUST_CHECK;
 
 /* Queues the copy of the losses of the first n_micro micro-batches to the host; nothing on stages without a head. Once

@@ -45,6 +45,28 @@ static bool counts_rows(const mt_stage *s)
     return s->place.sequence_parallel || s->place.tp_rank == 0;
 }
 
+/* Parameters of block l; those of block `next` follow, where there is one. */
+static mc_status acquire_block(mt_stage *s, int l, int next)
+{
+    int unit0 = s->params.first_block_unit;
+    return mt_shards_acquire(&s->shards, unit0 + l, next >= 0 && next < s->place.n_layers ? unit0 + next : -1);
+}
+
+/* Parameters of units [from, to), outside the blocks. */
+static mc_status acquire_outer(mt_stage *s, int from, int to)
+{
+    for (int u = from; u < to; u++) {
+        MC_TRY(mt_shards_acquire(&s->shards, u, -1));
+    }
+    return MC_OK;
+}
+
+/* The first unit behind the blocks. */
+static int head_unit(const mt_stage *s)
+{
+    return s->params.first_block_unit + s->place.n_layers;
+}
+
 /* The first stage's input; nothing on the others, where it was received. */
 static mc_status embed(mt_stage *s, const mt_micro *m, mc_tensor tokens, mc_tensor h)
 {
@@ -53,6 +75,7 @@ static mc_status embed(mt_stage *s, const mt_micro *m, mc_tensor tokens, mc_tens
     }
     size_t mark = mc_arena_mark(&s->arenas->scratch);
     tp_embedding e = embedding_of(s, m);
+    MC_TRY(acquire_outer(s, 0, s->params.first_block_unit));
     MC_TRY(tp_embedding_fwd(&s->x.tp, &e, mc_tensor_slice(tokens, 0, 0, m->batch * m->seq_len), h));
     mc_arena_rewind(&s->arenas->scratch, mark);
     return mt_trace_tensor(s->training ? s->trace : NULL, MT_TRACE_EMBEDDING, -1, (int64_t)m->sample0, counts_rows(s),
@@ -87,6 +110,7 @@ static mc_status head(mt_stage *s, int micro, const mt_io *io, mc_tensor h, mc_t
         dn = mc_arena_take_2d(scratch, s->c->dtype, h.dims[0], h.dims[1]);
     }
     ly_norm_fwd norm = final_norm(s, h, n, stats);
+    MC_TRY(acquire_outer(s, head_unit(s), s->params.n_units));
     MC_TRY(s->ly.ops->norm_fwd(&s->ly, &norm));
     MC_TRY(tp_head_loss(&s->x.tp, &s->head, n, io->targets, io->weights, s->loss_scale, losses, dn));
     if (train) {
@@ -137,6 +161,7 @@ static mc_status run_blocks(mt_stage *s, const mt_micro *m, const mt_block_stash
         return s->ly.ops->embed_finish_fwd(&s->ly, &copy);
     }
     for (int l = 0; l < s->place.n_layers; l++) {
+        MC_TRY(acquire_block(s, l, l + 1));
         mt_block_stash full = stashes[l];
         full.h_in = l == 0 ? h_in : full.h_in;
         mt_block_stash view = mt_block_stash_view(&s->x, &full, m);
@@ -160,11 +185,6 @@ static mc_status stage_forward(void *arg, int micro, int slot)
     return mt_has_head(&s->place) && !s->training ? head(s, micro, io, io->h_out, (mc_tensor){0}) : MC_OK;
 }
 
-static mc_status ready(mt_stage *s, bool last, int row)
-{
-    return last && s->grads_ready && row >= 0 ? s->grads_ready(s->grads_ready_arg, s->params.rows[row].offset) : MC_OK;
-}
-
 static mc_status stage_backward(void *arg, pp_kind kind, int micro, int slot, int buffer, bool last)
 {
     mt_stage *s = arg;
@@ -172,19 +192,22 @@ static mc_status stage_backward(void *arg, pp_kind kind, int micro, int slot, in
     mt_micro m = micro_of(s, micro);
     mt_io *io = &s->io[slot];
     mc_tensor dh = s->grads[buffer];
+    int unit0 = s->params.first_block_unit;
     if (mt_has_head(&s->place)) {
         MC_TRY(head(s, micro, io, io->h_out, dh));
         MC_TRY(mt_trace_tensor(s->trace, MT_TRACE_LOSSES, -1, (int64_t)m.sample0, s->place.tp_rank == 0,
                                mc_tensor_flat(mc_tensor_slice(s->losses, 0, micro, 1))));
-        MC_TRY(ready(s, last, s->params.outer[MT_FINAL_GAMMA]));
+        MC_TRY(mt_shards_close_grads(&s->shards, head_unit(s), last));
     }
     for (int l = s->place.n_layers - 1; l >= 0; l--) {
         mt_block_stash full = s->slots[slot].blocks[l];
         full.h_in = l == 0 ? io->h_in : full.h_in;
         MC_TRY(mt_trace_tensor(s->trace, MT_TRACE_D_OUTPUT, s->place.first_layer + l, (int64_t)m.sample0,
                                counts_rows(s), dh));
+        MC_TRY(acquire_block(s, l, l - 1));
+        MC_TRY(mt_shards_open_grads(&s->shards, unit0 + l));
         MC_TRY(mt_block_bwd(&s->x, &s->blocks[l], &m, &full, dh));
-        MC_TRY(ready(s, last, s->params.block[l][MT_LN1_GAMMA]));
+        MC_TRY(mt_shards_close_grads(&s->shards, unit0 + l, last));
     }
     if (mt_has_embedding(&s->place)) {
         size_t mark = mc_arena_mark(&s->arenas->scratch);
@@ -192,7 +215,7 @@ static mc_status stage_backward(void *arg, pp_kind kind, int micro, int slot, in
         tp_embedding e = embedding_of(s, &m);
         MC_TRY(tp_embedding_bwd(&s->x.tp, &e, io->tokens, dh));
         mc_arena_rewind(&s->arenas->scratch, mark);
-        MC_TRY(ready(s, last, s->params.outer[MT_WORD_EMBEDDINGS]));
+        MC_TRY(mt_shards_close_grads(&s->shards, 0, last));
     }
     return MC_OK;
 }

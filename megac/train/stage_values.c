@@ -46,9 +46,12 @@ static mc_status init_rope(mt_stage *s, mc_tensor table, double (*f)(double))
 static mc_status init_params(mt_stage *s, mc_pool *pool)
 {
     mt_host_view v;
-    mc_tensor slab = mc_tensor_present(s->main_slab) ? s->main_slab : s->param_slab;
-    MC_TRY(mt_host_view_open(&v, s->dev, s->ly.stream, slab, false));
-    mt_params_init(&s->params, s->c->seed, v.host, pool);
+    MC_TRY(mt_host_view_open(&v, s->dev, s->ly.stream, s->shards.main_store, false));
+    for (int u = 0; u < s->params.n_units; u++) {
+        const mt_shard *d = &s->shards.units[u];
+        int64_t begin = s->place.zero > 0 ? d->begin : s->params.units[u].begin;
+        mt_params_init(&s->params, s->c->seed, begin, mc_tensor_slice(v.host, 0, d->main_at, d->main.dims[0]), pool);
+    }
     mc_status st = mt_host_view_write(&v);
     mt_host_view_close(&v);
     return st == MC_OK ? mt_stage_refresh_params(s) : st;
@@ -65,10 +68,8 @@ mc_status mt_stage_init_values(mt_stage *s, mc_pool *pool)
 
 mc_status mt_stage_refresh_params(mt_stage *s)
 {
-    if (!mc_tensor_present(s->main_slab) || s->main_slab.data == s->param_slab.data) {
-        return MC_OK;
-    }
-    return s->ly.ops->cast(&s->ly, &(ly_cast){.x = s->main_slab, .out = s->param_slab, .scale = 1});
+    MC_TRY(mt_shards_publish(&s->shards, true));
+    return mt_shards_settle(&s->shards);
 }
 
 mc_status mt_stage_fetch_losses(mt_stage *s, int n_micro)

@@ -159,24 +159,25 @@ static int64_t real_rows(const mt_param *r, bool vocabulary, int64_t vocab)
     return !vocabulary || left >= rows ? rows : left < 0 ? 0 : left;
 }
 
-mc_status mt_trace_gradients(mt_trace *t, const mt_params *params, const mt_place *place, int64_t vocab,
-                             bool first_replica, mc_tensor slab)
+mc_status mt_trace_gradients(mt_trace *t, const mt_shards *shards, const mt_place *place, int64_t vocab,
+                             bool first_replica)
 {
     char name[MT_NAME_BYTES + 16];
+    const mt_params *params = shards->params;
     for (int i = 0; t && i < params->n_rows; i++) {
         const mt_param *r = &params->rows[i];
-        mc_tensor view = mt_params_view(params, i, slab);
-        bool counts = r->counts_in_norm && place->dp_rank == 0, replicated = r->grad_sum == MT_SUM_KV_REPLICAS;
+        bool counts = r->counts_in_norm && (place->zero > 0 || place->dp_rank == 0);
         bool vocabulary = i == params->outer[MT_WORD_EMBEDDINGS] || i == params->outer[MT_OUTPUT_WEIGHT];
-        int64_t rows = real_rows(r, vocabulary, vocab), own = replicated ? r->ranges[0].count : rows;
+        int64_t cols = r->n_dims == 2 ? r->local_dims[1] : 1, all = real_rows(r, vocabulary, vocab) * cols;
+        int64_t own = r->grad_sum == MT_SUM_KV_REPLICAS ? r->ranges[0].count * cols : all;
         int64_t order = GRADIENTS + r->init_stream;
         snprintf(name, sizeof name, "gradient of %s", r->name);
-        if (own > 0) {
-            MC_TRY(write_line(t, -1, order, name, counts, mc_tensor_flat(mc_tensor_slice(view, 0, 0, own))));
+        mc_tensor mine = mt_shards_summed(shards, i, 0, own), kv = mt_shards_summed(shards, i, own, all);
+        if (mine.dims[0] > 0) {
+            MC_TRY(write_line(t, -1, order, name, counts, mine));
         }
-        if (rows > own) { /* key and value rows that several ranks hold */
-            view = mc_tensor_flat(mc_tensor_slice(view, 0, own, rows - own));
-            MC_TRY(write_line(t, -1, order, name, counts && first_replica, view));
+        if (kv.dims[0] > 0) { /* key and value rows that several ranks hold */
+            MC_TRY(write_line(t, -1, order, name, counts && first_replica, kv));
         }
     }
     return MC_OK;

@@ -16,7 +16,7 @@
 
 #include "megac/base/device.h"
 #include "megac/base/tensor.h"
-#include "megac/train/params.h"
+#include "megac/train/shards.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -50,10 +50,10 @@ void mt_trace_step(mt_trace *trace, int64_t iteration);
  * global number, of places inside blocks. Waits for the device. */
 mc_status mt_trace_tensor(mt_trace *trace, mt_trace_place place, int layer, int64_t sample, bool counts,
                           mc_tensor x) MC_MUST_CHECK;
-/* The gradient of every parameter, without a vocabulary's padding. `first_replica`: of replicated key and value rows,
- * this rank's copy counts. */
-mc_status mt_trace_gradients(mt_trace *trace, const mt_params *params, const mt_place *place, int64_t vocab,
-                             bool first_replica, mc_tensor slab) MC_MUST_CHECK;
+/* The gradient of every parameter after its sums, what of it this rank keeps, without a vocabulary's padding.
+ * `first_replica`: of replicated key and value rows, this rank's copy counts. */
+mc_status mt_trace_gradients(mt_trace *trace, const mt_shards *shards, const mt_place *place, int64_t vocab,
+                             bool first_replica) MC_MUST_CHECK;
 
 /* Compares two directories; prints the first tensor, in the order of a step, whose norm, mean, extremes or number of
  * NaNs differ by more than `tolerance` (relative to its norm, or largest magnitude), and how many do. *same_out. */

@@ -23,10 +23,10 @@ TCMALLOC = "/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4"
 # layers, hidden, heads, kv heads, ffn, vocabulary, micro-batch, sequence, counted steps
 CASES = {
     "small": dict(layers=4, hidden=256, heads=8, vocab=512, batch=8, seq=256, steps=10),
-    "gpt2-b4t64": dict(layers=12, hidden=768, heads=12, vocab=50304, batch=4, seq=64, steps=4),
-    "gpt2-b4t256": dict(layers=12, hidden=768, heads=12, vocab=50304, batch=4, seq=256, steps=3),
+    "gpt2-b4t64": dict(layers=12, hidden=768, heads=12, vocab=50304, batch=4, seq=64, steps=8),
+    "gpt2-b4t256": dict(layers=12, hidden=768, heads=12, vocab=50304, batch=4, seq=256, steps=5),
     "gpt2-b1t1024": dict(layers=12, hidden=768, heads=12, vocab=50304, batch=1, seq=1024, steps=3),
-    "llama": dict(layers=8, hidden=512, heads=8, kv_heads=4, ffn=1408, vocab=32000, batch=2, seq=512, steps=4, llama=True),
+    "llama": dict(layers=8, hidden=512, heads=8, kv_heads=4, ffn=1408, vocab=32000, batch=2, seq=512, steps=8, llama=True),
 }
 RANKS = {
     "dp2": ("", 2),

@@ -97,8 +97,8 @@ static mc_status one_step(mt_run *run, const char *prefix)
     MC_TRY(ds_loader_request(run->train.loader, 0, n_micro));
     MC_TRY(ds_loader_next(run->train.loader, &weight));
     MC_TRY(mt_engine_run_step(e, run->train.loader, n_micro, true, 1 / weight, &stats));
-    MC_TRY(write_slab(prefix, "params", &e->stage->params, e->stage->param_slab));
-    MC_TRY(write_slab(prefix, "grads", &e->stage->params, e->stage->grad_slab));
+    MC_TRY(write_slab(prefix, "params", &e->stage->params, e->stage->shards.param_store));
+    MC_TRY(write_slab(prefix, "grads", &e->stage->params, e->stage->shards.grad_store));
     MC_TRY(write_batch(prefix, run, n_micro));
     MC_TRY(mt_engine_loss_sum(e, n_micro, &loss));
     printf("%.17g\n", loss / weight);

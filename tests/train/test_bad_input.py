@@ -68,7 +68,8 @@ FLAGS = {
     "fp16": ([*GOOD, "--fp16"], ["--fp16"]),
     "bf16 on the CPU": ([*GOOD, "--bf16", "--device", "cpu"], ["--bf16", "--device cuda"]),
     "fp16": ([*GOOD, "--fp16"], ["--fp16"]),
-    "distributed optimizer": ([*GOOD, "--use-distributed-optimizer"], ["--use-distributed-optimizer"]),
+    "hybrid sharding": ([*GOOD, "--num-distributed-optimizer-instances", "2"], ["--num-distributed-optimizer-instances"]),
+    "two ZeRO stages": ([*GOOD, "--zero", "2", "--use-distributed-optimizer"], ["--zero 2", "leave one out"]),
     "recompute": ([*GOOD, "--recompute-granularity", "full"], ["--recompute-granularity"]),
     "odd head size with rope": (
         [*change("--kv-channels", "7"), "--position-embedding-type", "rope"],

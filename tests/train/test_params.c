@@ -48,7 +48,7 @@ static void open_table(table *t, mt_model_config c, mt_place place, mc_pool *poo
         t->values[i] = NAN;
     }
     t->slab = mc_tensor_1d(t->values, MC_F32, t->p.slab_elems);
-    mt_params_init(&t->p, SEED, t->slab, pool);
+    mt_params_init(&t->p, SEED, 0, t->slab, pool);
 }
 
 static void close_table(table *t)
