@@ -82,7 +82,7 @@ static void place_units(mt_shards *s, bool training)
 {
     int64_t param_at = 0, grad_at = 0, size = s->comm->size;
     size_t elem = mc_dtype_bytes(s->param_store.dtype);
-    bool own_main = s->main_store.data != s->param_store.data;
+    bool own_main = s->main_store.dtype != s->param_store.dtype; /* by address a plan cannot tell */
     for (int u = 0; u < s->params->n_units; u++) {
         const mt_unit *unit = &s->params->units[u];
         mt_shard *d = &s->units[u];

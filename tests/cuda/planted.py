@@ -25,6 +25,7 @@ LAYOUTS = {
     "tp": "--tp 2 --sequence-parallel --num-layers 1 --global-batch-size 1".split(),
     "pp": "--pp 2 --hidden-dropout 0.1".split(),
     "dp": "--dp 2 --swiglu --normalization RMSNorm --disable-bias-linear".split(),
+    "zero": "--dp 2 --zero 3".split(),
 }
 STEPS = 2
 
@@ -42,16 +43,16 @@ class Fault:
 RACE, NCCL, NUMBERS, MEGAC = "race detector", "NCCL's stand-in", "other numbers", "megac's own error"
 REDUNDANT = "redundant: no race, same bits"
 FAULTS = [
-    Fault("skip-wait", "a stream does not wait for an event", "tp pp dp", RACE, REDUNDANT),
-    Fault("skip-record", "an event is not recorded where it should be", "tp pp dp", RACE, REDUNDANT),
+    Fault("skip-wait", "a stream does not wait for an event", "tp pp dp zero", RACE, REDUNDANT),
+    Fault("skip-record", "an event is not recorded where it should be", "tp pp dp zero", RACE, REDUNDANT),
     Fault("skip-sync", "the host does not wait for a stream", "one tp pp", RACE, REDUNDANT),
-    Fault("reuse-early", "a buffer is overwritten while it is communicated", "tp pp dp", RACE),
+    Fault("reuse-early", "a buffer is overwritten while it is communicated", "tp pp dp zero", RACE),
     Fault("pinned-early", "pinned memory is overwritten before it was copied", "one", RACE),
     Fault("shared-workspace", "two streams share a workspace", "one", RACE),
     Fault("host-touch", "the host reads memory of the device", "one", "guard of device memory"),
     Fault("swap-kind", "a rank receives where it should send", "pp", NCCL),
-    Fault("swap-order", "two sends change places", "pp", NUMBERS),
-    Fault("wrong-count", "one rank's count is too small by one", "tp pp dp", NCCL),
+    Fault("swap-order", "two sends change places", "pp", NCCL),
+    Fault("wrong-count", "one rank's count is too small by one", "tp pp dp zero", NCCL),
     Fault("skip-launch", "a launch fails and nobody looks", "one", NUMBERS, "the kernel's output was there already"),
     Fault("leak", "memory, a stream or an event is not given back", "tp", "report of leaks"),
     Fault("allocation", "device memory is allocated after step 1", "one", "count of allocations"),
