@@ -83,7 +83,7 @@ static mc_status open_model(mt_engine *e)
     mt_memory_plan plan;
     mt_memory_request rq = mt_setup_memory(s, mc_world_job(e->world)->rank);
     MC_TRY(mt_memory_measure(&rq, &plan));
-    MC_TRY(mt_memory_reserve(&e->memory, &plan, &e->dev, e->world, &e->arenas));
+    MC_TRY(mt_memory_reserve(&e->memory, &plan, &e->dev, e->ly.stream, e->world, &e->arenas));
     e->ly.workspace = e->memory.workspace;
     e->ly.workspace_bytes = plan.workspace;
     MC_TRY(mt_stage_create(&s->model, &e->place, &rq.sizes, &e->ly, &e->groups.tp, &e->groups.dp, &e->dev, &e->arenas,

@@ -173,11 +173,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--build", default=ROOT / "build")
     parser.add_argument("--least", type=float, default=95.0, help="percent of the host code's lines (95)")
+    parser.add_argument("--no-build", action="store_true", help="run what was compiled the last time")
     parser.add_argument("--no-run", action="store_true", help="only the report of the last run")
     args = parser.parse_args()
     build = Build(args.build)
-    if not args.no_run:
+    if not args.no_build and not args.no_run:
         build.make()
+    if not args.no_run:
         build.run()
     lines, functions = build.counts()
     percent = show_host(lines)
