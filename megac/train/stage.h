@@ -28,7 +28,8 @@ typedef struct mt_stage_sizes {
     int max_micro; /* micro-batches of a step */
     int64_t head_chunk_rows;
     mt_recompute recompute;
-    int64_t bucket_elems; /* least elements of a gradient bucket */
+    bool main_bf16, grads_bf16; /* --main-params-dtype, --main-grads-dtype */
+    int64_t bucket_elems;       /* least elements of a gradient bucket */
 } mt_stage_sizes;
 
 /* Activations of one micro-batch. */
@@ -66,6 +67,7 @@ typedef struct mt_stage {
     const ds_loader *loader; /* NULL: dry run */
     bool training;
     float loss_scale; /* of the sum of weighted token losses: the only place where the loss is scaled is the loop */
+    int nan_micro;    /* tests only: number of the micro-batch, from 1 on, whose loss scale is NaN; 0: none */
     struct mt_trace *trace; /* (optional) default: nothing; --trace-tensors */
 } mt_stage;
 

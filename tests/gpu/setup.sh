@@ -69,7 +69,7 @@ gpu_build() {
     local build=$1 meson=(meson)
     command -v meson >/dev/null || meson=(python3 -m mesonbuild.mesonmain)
     "${meson[@]}" --version >/dev/null || { echo "meson is missing: pip install meson ninja" >&2; return 1; }
-    local args=(-Dbuildtype=release -Dcuda=enabled -Dmpi=auto -Dhdf5=auto -Dgpu_arch="$2" -Dwerror=false)
+    local args=(-Dbuildtype=release -Dcuda=enabled -Dmpi=disabled -Dhdf5=disabled -Dgpu_arch="$2" -Dwerror=false)
     if [ -f "$build/build.ninja" ]; then
         "${meson[@]}" setup --reconfigure "$build" "${args[@]}"
     else

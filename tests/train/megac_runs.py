@@ -17,12 +17,13 @@ MPI_ENV = {
 }
 
 
-def on_ranks(line, ranks, timeout):
-    """The command line that runs `line` (megac and its arguments) on so many ranks: under mpirun where there is one."""
+def on_ranks(line, ranks, timeout, before=()):
+    """The command line that runs `line` (megac and its arguments, behind the words `before`) on so many ranks: under mpirun
+    where there is one."""
     if ranks == 1:
-        return line
-    if shutil.which("mpirun"):
-        return ["mpirun", "--timeout", str(timeout), "-n", str(ranks), *line]
+        return [*before, *line]
+    if before or shutil.which("mpirun"):
+        return ["mpirun", "--timeout", str(timeout), "-n", str(ranks), *before, *line]
     return ["timeout", str(timeout), line[0], "launch", "-n", str(ranks), "--", *line[1:]]
 
 
