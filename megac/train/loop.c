@@ -108,7 +108,7 @@ static mc_status evaluate_if_due(mt_run *run)
     if (!run->valid.loader || !mc_given_int(o->eval_interval) || run->iteration % o->eval_interval != 0) {
         return MC_OK;
     }
-    MC_TRY(mt_evaluate(run->e, &run->valid, mt_eval_steps(o), &loss, &tokens));
+    MC_TRY(mt_evaluate(run->e, &run->valid, mt_eval_steps(o), NULL, &loss, &tokens));
     return mt_metrics_eval_done(&run->metrics, run->iteration, "valid", loss, tokens);
 }
 
