@@ -13,9 +13,14 @@
 enum { STORE_THREADS = 128 };
 
 struct kv_shape {
-    int G, r, H;
-    int64_t P;
+    int G, r, H, P;
 };
+
+/* Row 0 of a group of the sequence at a place, in elements. */
+__device__ __forceinline__ int64_t kv_sequence(const kv_shape &c, int place, int g)
+{
+    return ((int64_t)(place / c.P) * c.G + g) * c.P * c.H;
+}
 
 /* A block copies the key and the value of one group of one row. */
 template <class T>
@@ -23,8 +28,8 @@ __global__ void __launch_bounds__(STORE_THREADS)
     kv_store_kernel(T *k_cache, T *v_cache, const T *k, const T *v, const int32_t *places, ly_at_strides ks,
                     ly_at_strides vs, kv_shape c)
 {
-    int64_t row = blockIdx.x / c.G, g = blockIdx.x % c.G, place = places[row];
-    int64_t to = ((place / c.P * c.G + g) * c.P + place % c.P) * c.H;
+    int row = blockIdx.x / c.G, g = blockIdx.x % c.G, place = places[row];
+    int64_t to = kv_sequence(c, place, g) + (int64_t)(place % c.P) * c.H;
     for (int h = threadIdx.x; h < c.H; h += STORE_THREADS) {
         k_cache[to + h] = k[row * ks.row + g * ks.group + h];
         v_cache[to + h] = v[row * vs.row + g * vs.group + h];
@@ -38,7 +43,7 @@ static kv_shape kv_check(mc_tensor x, mc_tensor places, mc_tensor k_cache, mc_te
     MC_ASSERT(k_cache.n_dims == 4 && mc_tensor_contiguous(k_cache) && mc_tensor_contiguous(v_cache));
     MC_ASSERT(mc_tensor_same_shape(k_cache, v_cache) && k_cache.dims[1] == x.dims[1] && k_cache.dims[3] == x.dims[3]);
     MC_ASSERT(x.dims[0] * x.dims[1] * x.dims[2] <= INT32_MAX && k_cache.dims[2] < 1 << 30);
-    return {(int)x.dims[1], (int)x.dims[2], (int)x.dims[3], k_cache.dims[2]};
+    return {(int)x.dims[1], (int)x.dims[2], (int)x.dims[3], (int)k_cache.dims[2]};
 }
 
 template <class T> static int store_launch(const ly_ctx *cx, const ly_kv_store *a, const kv_shape &c)
@@ -116,9 +121,9 @@ __global__ void __launch_bounds__(DECODE_THREADS)
     __shared__ float outs[DECODE_WARPS][N * LY_WARP], tops[DECODE_WARPS], sums[DECODE_WARPS];
     int lane = threadIdx.x % LY_WARP, warp = threadIdx.x / LY_WARP;
     int head = blockIdx.x % (c.G * c.r), g = head / c.r, j = head % c.r;
-    int64_t row = blockIdx.x / (c.G * c.r), place = places[row];
-    int last = (int)(place % c.P), first = last > window ? last - window : 0;
-    int64_t at = (place / c.P * c.G + g) * c.P * c.H;
+    int row = blockIdx.x / (c.G * c.r), place = places[row];
+    int last = place % c.P, first = last > window ? last - window : 0;
+    int64_t at = kv_sequence(c, place, g);
     const T *query = q + row * qs.row + g * qs.group + j * qs.head;
     float x[N];
     decode_part<N> w;

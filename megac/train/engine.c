@@ -83,7 +83,7 @@ static mc_status open_model(mt_engine *e)
     mt_memory_plan plan;
     mt_memory_request rq = mt_setup_memory(s, mc_world_job(e->world)->rank);
     MC_TRY(mt_memory_measure(&rq, &plan));
-    MC_TRY(mt_memory_reserve(&e->memory, &plan, &e->dev, e->world, &e->arenas));
+    MC_TRY(mt_memory_reserve(&e->memory, &plan, &e->dev, e->ly.stream, e->world, &e->arenas));
     e->ly.workspace = e->memory.workspace;
     e->ly.workspace_bytes = plan.workspace;
     MC_TRY(mt_stage_create(&s->model, &e->place, &rq.sizes, &e->ly, &e->groups.tp, &e->groups.dp, &e->dev, &e->arenas,
@@ -115,24 +115,12 @@ static mc_status open_device(mt_engine *e, const char *name)
     return e->dev.ops->stream_create(&e->dev, &e->ly.stream);
 }
 
-/* Before anything is reserved. */
-static mc_status check_precision(const mt_engine *e)
-{
-    if (e->setup.model.dtype != MC_F32 && e->dev.ops->host_memory) {
-        return MC_FAIL(MC_UNSUPPORTED,
-                       "--bf16: norms and attention on the CPU compute in fp32 only; use --device cuda, "
-                       "or leave the flag out");
-    }
-    return MC_OK;
-}
-
 static mc_status create(mt_engine *e, const mt_options *o, mt_purpose purpose, const ds_source *data)
 {
     const mc_job *job = mc_world_job(e->world);
     MC_TRY(mt_setup_init(&e->setup, o, purpose, job->size, job->local_size, data));
     e->place = mt_setup_place(&e->setup, job->rank);
     MC_TRY(open_device(e, o->device));
-    MC_TRY(check_precision(e));
     MC_TRY(open_groups(e));
     MC_TRY(open_plans(e));
     return open_model(e);
@@ -161,12 +149,7 @@ void mt_engine_destroy(mt_engine *e)
     if (e->dev.ops && e->ly.stream.handle) { /* after an error work may be under way: what it uses must outlive it */
         (void)e->dev.ops->stream_sync(&e->dev, e->ly.stream);
     }
-    mt_optimizer_destroy(e->optimizer);
-    mt_stage_destroy(e->stage);
-    mt_memory_release(&e->memory);
-    pp_plan_fini(&e->train_plan);
-    pp_plan_fini(&e->eval_plan);
-    mc_pool_destroy(e->pool);
+    /* Before the memory: after an error an operation may still wait for another rank. */
     mc_comm *all[MT_N_GROUPS] = {&e->groups.embedding, &e->groups.kv_replicas, &e->groups.pp, &e->groups.dp,
                                  &e->groups.tp};
     for (int i = 0; i < MT_N_GROUPS; i++) {
@@ -174,6 +157,12 @@ void mt_engine_destroy(mt_engine *e)
             mc_comm_destroy(all[i]);
         }
     }
+    mt_optimizer_destroy(e->optimizer);
+    mt_stage_destroy(e->stage);
+    mt_memory_release(&e->memory);
+    pp_plan_fini(&e->train_plan);
+    pp_plan_fini(&e->eval_plan);
+    mc_pool_destroy(e->pool);
     while (e->n_host_groups > 0) {
         mc_comm_destroy(&e->host_groups[--e->n_host_groups]);
     }

@@ -4,8 +4,12 @@
 
 #include "layers/profile.h"
 #include "megac/train/engine.h"
+#include "megac/train/loss_scale.h"
 #include "megac/train/lr.h"
 #include "megac/train/metrics.h"
+#include "megac/train/saver.h"
+#include "megac/train/stability.h"
+#include "megac/train/stop.h"
 #include "megac/train/token_losses.h"
 
 #ifdef __cplusplus
@@ -36,7 +40,20 @@ typedef struct mt_run {
     int64_t iteration;
     uint64_t consumed_samples, consumed_tokens;
     int64_t skipped_iterations;
-    int64_t saved_iteration; /* of the newest checkpoint written by this run; -1: none */
+    uint64_t
+        schedule_samples; /* of steps that updated the model: the learning rate follows these (Megatron-LM's rule) */
+    mt_loss_scale_config scale_config;
+    mt_loss_scale scale;
+    mt_stability stability;
+    double best_loss;        /* lowest validation loss so far (--save-best), */
+    int64_t best_iteration;  /* and where; 0: none */
+    int64_t saved_iteration; /* of the newest checkpoint of this run; -1: none */
+    bool best_is_now;        /* the evaluation of this iteration was the best */
+    mt_stop *stop;           /* signals; NULL where nothing would be saved */
+    mt_saver saver;
+    mt_votes votes;           /* of all ranks, in the last step */
+    int64_t loaded_iteration; /* of the checkpoint that the run went on from; -1: none */
+    int nan_at[3];            /* tests only (loop.c): step, data-parallel rank, micro-batch from 1 on; zeros: none */
 } mt_run;
 
 /* Why the loop ended. */
@@ -55,7 +72,7 @@ mc_status mt_feed_open(mt_engine *e, mt_feed *feed) MC_MUST_CHECK;
 /* Before the engine is destroyed. */
 void mt_feed_close(mt_feed *feed);
 
-/* Trains until --train-iters, --train-samples, --exit-interval or --exit-duration-in-mins. */
+/* Trains until --train-iters, --train-samples, --exit-interval, --exit-duration-in-mins, or a signal on any rank. */
 mc_status mt_loop(mt_run *run, mt_end *end_out) MC_MUST_CHECK;
 
 /* Micro-batches on every data-parallel rank that mt_evaluate would run; MC_INVALID or MC_INPUT where there is not one.
@@ -67,10 +84,11 @@ mc_status mt_evaluation_micros(const mt_setup *s, const ds_source *source, int64
 mc_status mt_evaluate(mt_engine *e, const mt_feed *feed, int64_t n_steps, mt_token_losses *record, double *loss_out,
                       double *tokens_out) MC_MUST_CHECK;
 
-/* Writes SAVE/iter_N with the run's state. */
-mc_status mt_run_save(mt_run *run) MC_MUST_CHECK;
 /* Reads weights, and unless `weights_only` optimizer state and counters, into the run. `run` may lack an optimizer. */
 mc_status mt_run_load(mt_run *run, const char *path, int64_t step, bool weights_only) MC_MUST_CHECK;
+/* Back to the model, optimizer, schedule, loss scale and statistics of the newest checkpoint of this run, or the one
+ * that it began with; iteration and data go on. *done_out is false where there is none. Collective. */
+mc_status mt_run_rewind(mt_run *run, bool *done_out) MC_MUST_CHECK;
 /* Weights alone, for evaluation and generation. */
 mc_status mt_engine_load(mt_engine *e, const char *path, int64_t step) MC_MUST_CHECK;
 
