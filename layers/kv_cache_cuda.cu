@@ -154,12 +154,13 @@ __global__ void __launch_bounds__(DECODE_THREADS)
     for (int i = 0; i < DECODE_WARPS; i++) {
         sum += sums[i] * exp2f(tops[i] - top);
     }
+    float inverse = 1.0f / sum;
     for (int h = threadIdx.x; h < c.H; h += DECODE_THREADS) {
         float total = 0.0f;
         for (int i = 0; i < DECODE_WARPS; i++) {
             total += outs[i][h] * exp2f(tops[i] - top);
         }
-        out[row * os.row + g * os.group + j * os.head + h] = ly_from_f32<T>(total / sum);
+        out[row * os.row + g * os.group + j * os.head + h] = ly_from_f32<T>(total * inverse);
     }
 }
 
