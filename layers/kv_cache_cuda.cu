@@ -114,7 +114,7 @@ __device__ __forceinline__ void decode_keys(decode_part<N> &w, const float (&x)[
 }
 
 template <class T, int N>
-__global__ void __launch_bounds__(DECODE_THREADS)
+__global__ void __launch_bounds__(DECODE_THREADS, 4)
     attention_decode_kernel(T *out, const T *q, const T *k_cache, const T *v_cache, const int32_t *places,
                             ly_at_strides qs, ly_at_strides os, kv_shape c, float scale, int window)
 {
