@@ -98,9 +98,9 @@ class Outcome:
         return int(re.search(pattern, self.stderr).group(1))
 
 
-def train(layout, plant=None, fail=None):
+def train(layout, plant=None, fail=None, deadline=20):
     """One run of a layout, with a fault or without: a plant of planted.c in the instrumented program, or a failure of the
-    stand-in's."""
+    stand-in's. deadline: seconds until a wait for another rank is reported."""
     flags = LAYOUTS[layout]
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "metrics.jsonl"
@@ -112,7 +112,7 @@ def train(layout, plant=None, fail=None):
             instrumented=fail is None,
             plant=plant,
             stats=1,
-            deadline=3,
+            deadline=deadline,
             **({"fail": fail} if fail else {}),
         )
         records = metrics(path) if path.exists() else []
@@ -131,7 +131,8 @@ def plant(fault, layout, nth):
     """The fault at its nth place, on rank 0."""
     if fault.name[0] == "!":
         return train(layout, fail=f"{fault.name[1:]}:{nth}@0")
-    return train(layout, plant=f"{fault.name}:{nth}@0")
+    deadline = 3 if fault.name.startswith("swap") else 20  # who waits for ever need not wait long
+    return train(layout, plant=f"{fault.name}:{nth}@0", deadline=deadline)
 
 
 def sweep(fault, every, missed):
