@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """How much of the CUDA backend the tests without a GPU execute: lines of its host code, and kernels (gcov).
 
-Compiles the module, comm_staged.c and the kernels of g++ once more with --coverage into BUILD/coverage, with the flags of
-BUILD's compile_commands.json, runs the suites of this folder on them, and prints a table, the lines that no test
+Compiles the module, comm_staged.c and the kernels of g++ once more with --coverage into BUILD/coverage, with the flags
+of BUILD's compile_commands.json, runs the suites of this folder on them, and prints a table, the lines that no test
 reached, and kernels that no test launched. BUILD must have been built. Ends with status 1 below --least percent or if a
 kernel is missing."""
 import argparse
@@ -89,7 +89,8 @@ class Build:
         kept = [m for m in members if "comm_staged" not in m]
         link = sh("ninja", "-t", "commands", "megac", cwd=self.folder).splitlines()[-1]
         link = link.replace(" -o megac ", f" -o {self.out / 'megac'} --coverage ")
-        sh("bash", "-c", link.replace(" libmegac_base.a ", f" {shlex.join([*kept, *map(str, staged)])} "), cwd=self.folder)
+        base = shlex.join([*kept, *map(str, staged)])
+        sh("bash", "-c", link.replace(" libmegac_base.a ", f" {base} "), cwd=self.folder)
 
     def run(self):
         folders = [self.out, self.standin, self.out / "tests/cuda/kernels"]

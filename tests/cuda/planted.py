@@ -94,13 +94,14 @@ class Outcome:
 
     def calls(self, name):
         """How often what the fault is about was called in the run, on rank 0; of a run that counted."""
-        pattern = r"STANDIN_FAIL=\S+ was not reached, (\d+) calls" if name[0] == "!" else rf"planted\[0\].* {name}=(\d+)"
+        failing = r"STANDIN_FAIL=\S+ was not reached, (\d+) calls"
+        pattern = failing if name[0] == "!" else rf"planted\[0\].* {name}=(\d+)"
         return int(re.search(pattern, self.stderr).group(1))
 
 
 def train(layout, plant=None, fail=None, deadline=20):
-    """One run of a layout, with a fault or without: a plant of planted.c in the instrumented program, or a failure of the
-    stand-in's. deadline: seconds until a wait for another rank is reported."""
+    """One run of a layout, with a fault or without: a plant of planted.c in the instrumented program, or a failure of
+    the stand-in's. deadline: seconds until a wait for another rank is reported."""
     flags = LAYOUTS[layout]
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "metrics.jsonl"
@@ -108,7 +109,7 @@ def train(layout, plant=None, fail=None, deadline=20):
             ["train", *MODEL, *flags, "--train-iters", STEPS, "--metrics-file", path],
             ranks=1 if layout == "one" else 2,
             expect=None,
-            timeout=60,
+            timeout=120,
             instrumented=fail is None,
             plant=plant,
             stats=1,
