@@ -37,7 +37,6 @@ class Fault:
     layouts: str
     finder: str  # who must find it
     harmless: str = ""  # what it means that nobody did, where that may be
-    calls_of: str = ""  # the fault whose count of calls is this one's, where it has none
 
 
 RACE, NCCL, NUMBERS, MEGAC = "race detector", "NCCL's stand-in", "other numbers", "megac's own error"
