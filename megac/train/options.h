@@ -11,6 +11,7 @@
 #include "megac/base/config.h"
 #include "megac/train/batch.h"
 #include "megac/train/lr.h"
+#include "megac/train/recompute.h"
 #include "pipeline/pp.h"
 
 #ifdef __cplusplus
@@ -32,6 +33,7 @@ typedef struct mt_options {
 #include "megac/train/model_options.def"
 #include "megac/train/train_options.def"
 #include "megac/train/optim_options.def"
+#include "megac/train/stability_options.def"
 #include "megac/train/checkpoint_options.def"
 #include "megac/train/log_options.def"
 #include "megac/train/generate_options.def"
@@ -106,6 +108,7 @@ mc_status mt_options_text(const mt_options *o, char **text_out) MC_MUST_CHECK;
 mt_batch_config mt_options_batch(const mt_options *o);
 /* How the flags deal layers to stages. */
 pp_partition mt_options_partition(const mt_options *o);
+mt_recompute mt_options_recompute(const mt_options *o);
 mt_lr_flags mt_options_lr(const mt_options *o, int64_t global_batch);
 
 /* megac prepare, inspect and diff: read and checked at once; *done_out as above. */

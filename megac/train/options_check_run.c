@@ -151,6 +151,63 @@ static mc_status check_weight_decay(mt_options *o)
     return MC_OK;
 }
 
+/* A loss scale belongs to 16-bit types; Megatron-LM takes its flags without effect in fp32 too. */
+static void warn_loss_scale(const mt_options *o)
+{
+    /* Other values than the rows' own: a file of printed options gives them all. */
+    bool dynamic = o->initial_loss_scale != 4294967296.0 || o->min_loss_scale != 1 || o->loss_scale_window != 1000 ||
+                   o->hysteresis != 2;
+    bool fixed = mc_given_float(o->loss_scale);
+    if (fixed && !o->fp16 && !o->bf16) {
+        MC_WARN("--loss-scale %g: no effect, fp32 needs no loss scale", o->loss_scale);
+    } else if (dynamic && (fixed || !o->fp16)) {
+        MC_WARN("--initial-loss-scale, --min-loss-scale, --loss-scale-window, --hysteresis: no effect %s",
+                fixed ? "with a static --loss-scale" : "without --fp16");
+    }
+}
+
+/* A rewind needs a checkpoint of everything that it takes back. */
+static mc_status check_stability(const mt_options *o)
+{
+    bool spikes = strcmp(o->spike_policy, "rewind") == 0, rewinds = spikes || strcmp(o->nan_policy, "rewind") == 0;
+    const char *flag = spikes ? "--spike-policy rewind" : "--nan-policy rewind";
+    if (rewinds && !(o->save && mc_given_int(o->save_interval))) {
+        return MC_FAIL(MC_INVALID, "%s: there is no checkpoint to go back to; give --save DIR --save-interval N", flag);
+    }
+    if (rewinds && (o->no_save_optim || o->no_load_optim)) {
+        return MC_FAIL(MC_INVALID, "%s: a rewind needs the optimizer's state; leave %s out", flag,
+                       o->no_save_optim ? "--no-save-optim" : "--no-load-optim");
+    }
+    if (o->fp16 && !mc_given_float(o->loss_scale) && o->min_loss_scale > o->initial_loss_scale) {
+        return MC_FAIL(MC_INVALID, "--min-loss-scale %g is above --initial-loss-scale %g; lower it", o->min_loss_scale,
+                       o->initial_loss_scale);
+    }
+    return MC_OK;
+}
+
+/* 16-bit states of the optimizer. */
+static mc_status check_state_types(const mt_options *o)
+{
+    bool params = strcmp(o->main_params_dtype, "bf16") == 0, grads = strcmp(o->main_grads_dtype, "bf16") == 0;
+    bool moments = strcmp(o->exp_avg_dtype, "fp32") != 0 || strcmp(o->exp_avg_sq_dtype, "fp32") != 0;
+    if ((params || grads) && !o->bf16) {
+        return MC_FAIL(MC_INVALID, "--main-%s-dtype bf16 goes with --bf16; give that, or leave it out",
+                       params ? "params" : "grads");
+    }
+    if ((params || moments) && strcmp(o->optimizer, "adam") != 0) {
+        return MC_FAIL(MC_INVALID,
+                       "--optimizer %s keeps fp32 states; leave --main-params-dtype, --exp-avg-dtype and "
+                       "--exp-avg-sq-dtype out",
+                       o->optimizer);
+    }
+    if (grads && o->data_parallel_size > 1 && o->zero < 2) {
+        return MC_FAIL(MC_INVALID,
+                       "--main-grads-dtype bf16: %lld replicas sum in fp32 with --zero 2 or 3 only; give that",
+                       (long long)o->data_parallel_size);
+    }
+    return MC_OK;
+}
+
 mc_status mt_i_check_optimizer(mt_options *o)
 {
     MC_TRY(check_weight_decay(o));
@@ -163,9 +220,14 @@ mc_status mt_i_check_optimizer(mt_options *o)
                        mc_given_int(o->lr_wsd_decay_iters) ? "--lr-wsd-decay-iters" : "--lr-wsd-decay-samples",
                        o->lr_decay_style);
     }
+    if (o->command == MT_TRAIN || o->command == MT_PLAN) {
+        MC_TRY(check_state_types(o));
+    }
     if (!mt_i_trains(o)) {
         return MC_OK;
     }
+    warn_loss_scale(o);
+    MC_TRY(check_stability(o));
     mt_batch batch = {0};
     mt_batch_config sizes = mt_options_batch(o);
     MC_TRY(mt_batch_init(&batch, &sizes));

@@ -40,6 +40,11 @@ static mc_status set_batch(mt_setup *s)
     return MC_OK;
 }
 
+static mc_dtype moment_type(const char *name)
+{
+    return strcmp(name, "bf16") == 0 ? MC_BF16 : strcmp(name, "fp16") == 0 ? MC_F16 : MC_F32;
+}
+
 static mt_optimizer_config optimizer_config(const mt_options *o)
 {
     return (mt_optimizer_config){
@@ -49,6 +54,8 @@ static mt_optimizer_config optimizer_config(const mt_options *o)
         .eps = (float)o->adam_eps,
         .momentum = (float)o->sgd_momentum,
         .clip_grad = o->clip_grad,
+        .exp_avg = moment_type(o->exp_avg_dtype),
+        .exp_avg_sq = moment_type(o->exp_avg_sq_dtype),
         .snapshots = o->save && o->async_save,
     };
 }
@@ -175,6 +182,9 @@ mt_memory_request mt_setup_memory(const mt_setup *s, int rank)
                 .n_io = n_slots > eval_slots ? n_slots : eval_slots,
                 .max_micro = s->max_micro,
                 .bucket_elems = s->o->ddp_bucket_size,
+                .recompute = mt_options_recompute(s->o),
+                .main_bf16 = strcmp(s->o->main_params_dtype, "bf16") == 0,
+                .grads_bf16 = strcmp(s->o->main_grads_dtype, "bf16") == 0,
                 .head_chunk_rows =
                     chunk > 0 ? chunk : tp_head_chunk_rows(rows, s->model.padded_vocab / place.tp, HEAD_CHUNK_BYTES),
             },
@@ -189,6 +199,41 @@ mc_status mt_setup_lr(const mt_setup *s, mt_lr_config *lr_out)
 {
     mt_lr_flags flags = mt_options_lr(s->o, mt_batch_max(&s->batch));
     return mt_lr_init(lr_out, &flags);
+}
+
+mt_loss_scale_config mt_setup_loss_scale(const mt_setup *s)
+{
+    const mt_options *o = s->o;
+    bool fixed = mc_given_float(o->loss_scale),
+         scaled = s->model.dtype != MC_F32 && (fixed || s->model.dtype == MC_F16);
+    return (mt_loss_scale_config){
+        .dynamic = scaled && !fixed,
+        .initial = !scaled ? 1
+                   : fixed ? o->loss_scale
+                           : o->initial_loss_scale,
+        .min = o->min_loss_scale,
+        .window = o->loss_scale_window,
+        .hysteresis = o->hysteresis,
+    };
+}
+
+static mt_policy policy_named(const char *name)
+{
+    return strcmp(name, "rewind") == 0 ? MT_POLICY_REWIND : strcmp(name, "stop") == 0 ? MT_POLICY_STOP : MT_POLICY_SKIP;
+}
+
+mt_stability_config mt_setup_stability(const mt_setup *s)
+{
+    const mt_options *o = s->o;
+    return (mt_stability_config){
+        .norm_limit = mc_given_float(o->grad_norm_limit) ? o->grad_norm_limit : 0,
+        .norm_factor = o->check_for_large_grads ? o->spike_factor : 0,
+        .loss_factor = o->check_for_spiky_loss ? o->spike_factor : 0,
+        .z_score = mc_given_float(o->loss_z_score) ? o->loss_z_score : 0,
+        .window = (int)o->spike_window,
+        .spike_policy = policy_named(o->spike_policy),
+        .nan_policy = policy_named(o->nan_policy),
+    };
 }
 
 mt_flops mt_setup_flops(const mt_setup *s)

@@ -52,6 +52,18 @@ def test_eight_ranks_under_all_policies(model, precision, tmp_path):
     assert close(runs["late"], want, 1e-2 if precision else 2e-5), (runs["late"], want)
 
 
+def test_fp16_overflows_where_the_cpu_s_does(tmp_path):
+    """The loss scale comes down from where gradients overflow, and doubles into the next overflow."""
+    flags = [*SHAPE, "--train-iters", "8", "--fp16", "--initial-loss-scale", 2**24, "--loss-scale-window", "2"]
+    have = cuda_runs.train([*flags, "--device", "cuda"], 1, tmp_path / "m.jsonl", policy="late")
+    want = cpu(flags, 1, tmp_path)
+    assert [norm is None for _, norm in have] == [norm is None for _, norm in want]
+    assert None in have[0] and [norm for _, norm in have if norm]
+    for (loss, norm), (want_loss, want_norm) in zip(have, want, strict=True):
+        assert loss == pytest.approx(want_loss, rel=2e-3)
+        assert norm is None or norm == pytest.approx(want_norm, rel=1e-2)
+
+
 @pytest.mark.parametrize(
     "ranks, layout",
     [
@@ -133,3 +145,25 @@ def test_a_rank_that_dies_ends_the_job(tmp_path):
     done = cuda_runs.run(["train", *flags], 2, expect=None, timeout=60, fail="cudaEventRecord:300@1", deadline=5)
     assert done.returncode not in (0, 110), done.stderr  # 110: mpirun's own timeout
     assert "cudaEventRecord" in done.stderr
+
+
+def test_zero_and_recomputation(tmp_path):
+    """Parameters gathered ahead, gradients scattered behind, blocks computed again, checkpoints written from snapshots."""
+    shape = [*LLAMA, "--dp", "2", "--micro-batch-size", "2", "--num-layers", "3"]
+    flags = [*shape, "--zero", "3", "--recompute-granularity", "full", "--recompute-num-layers", "2"]
+    saved = [*flags, "--save", tmp_path / "c", "--save-interval", "1", "--async-save", "--device", "cuda"]
+    late, chance = (cuda_runs.train(saved, 2, tmp_path / "m.jsonl", policy=p) for p in ("late", "random:1"))
+    assert late == chance
+    assert close(late, cpu(shape, 2, tmp_path), 2e-5)
+    run_cpu(["inspect", tmp_path / "c", "--verify"])
+
+
+def test_eight_bytes_a_parameter(tmp_path):
+    """bf16 states, rounded at random: the same words on both devices."""
+    types = "--bf16 --main-params-dtype bf16 --main-grads-dtype bf16 --exp-avg-dtype bf16 --exp-avg-sq-dtype bf16".split()
+    flags = [*GPT, *types, "--tp", "2", "--num-layers", "2"]
+    late, chance = (
+        cuda_runs.train([*flags, "--device", "cuda"], 2, tmp_path / "m.jsonl", policy=p) for p in ("late", "random:1")
+    )
+    assert late == chance
+    assert close(late, cpu([*flags, "--device", "cpu"], 2, tmp_path), 1e-2)
