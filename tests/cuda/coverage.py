@@ -16,6 +16,9 @@ import shutil
 import subprocess
 import sys
 
+from cuda_runs import MPI_ENV
+from planted import MODEL
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SUITES = [  # program, arguments, settings
     ("test_device_cuda", [], {}),
@@ -28,8 +31,30 @@ SUITES = [  # program, arguments, settings
     ("test_kernels", ["CASES"], {}),
     ("../layers/test_ops_reference", ["CASES", "cuda"], {}),
 ]
-# The module is linked with the stand-ins here: their absence is no test. Eight ranks run what four do.
-PYTEST = ["test_messages.py", "test_train_cuda.py", "-k", "not missing_library and not eight_ranks"]
+# The module is linked with the stand-ins here: their absence is no test.
+PYTEST = ["test_messages.py", "-k", "not missing_library"]
+# Training as test_train_cuda.py and test_planted.py do it, on a small model: ranks, flags, settings of the stand-ins.
+SOON = {"STANDIN_DEADLINE": "5"}
+TRAIN = [
+    (1, "", {}),
+    (1, "--bf16 --attention-dropout 0", {}),
+    (2, "--tp 2 --sequence-parallel", {}),
+    (2, "--pp 2 --hidden-dropout 0.1", {}),
+    (2, "--dp 2 --zero 3", {}),
+    (2, "--tp 2 --comm mpi", {"STANDIN_DEVICES": "1"}),
+    (2, "--pp 2 --comm mpi", {"STANDIN_DEVICES": "1"}),
+    (2, "--dp 2 --zero 3 --comm mpi", {"STANDIN_DEVICES": "1"}),
+]
+TRAIN_FAILS = [
+    (2, "--dp 2", {"STANDIN_DEVICES": "1"}),
+    (2, "--pp 2", {"STANDIN_FAIL": "cudaEventRecord:20@1", **SOON}),
+    (2, "--tp 2", {"STANDIN_NCCL_ERROR": "AllReduce:3@1", **SOON}),
+    (2, "--tp 2", {"STANDIN_FAIL": "cudaEventQuery:1@0", **SOON}),
+    (2, "--tp 2", {"STANDIN_FAIL": "ncclGetUniqueId:1@0", **SOON}),
+    (2, "--tp 2", {"STANDIN_FAIL": "ncclAllReduce:2@0", **SOON}),
+    # megac's own deadline, with a stand-in that is more patient
+    (2, "--pp 2 --distributed-timeout-minutes 1", {"PLANT": "swap-kind:1@0", "STANDIN_DEADLINE": "100"}),
+]
 # A process that MPI_Abort kills writes nothing: it ends by exit() here, and mpirun ends the others.
 ABORT = "#include <stdlib.h>\nint MPI_Abort(void *comm, int code) { (void)comm; exit(code); }\n"
 
@@ -103,9 +128,20 @@ class Build:
             line = [self.folder / "tests/cuda" / program, *(cases if a == "CASES" else a for a in arguments)]
             print("running", program, *arguments, file=sys.stderr)
             sh(*line, env={**(kernels if "kernel" in program else env), **settings}, timeout=900)
+        self.train(env)
         print("running", *PYTEST, file=sys.stderr)
-        sh(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *PYTEST, cwd=ROOT / "tests/cuda",
-           env={**env, "LD_PRELOAD": str(self.out / "libabort.so")}, timeout=1800)  # fmt: skip
+        sh(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *PYTEST, cwd=ROOT / "tests/cuda", env=env)
+
+    def train(self, env):
+        planted = self.folder / "tests/cuda/race/libplanted.so"
+        env = {**env, **MPI_ENV, "LD_PRELOAD": f"{self.out / 'libabort.so'} {planted}"}
+        for ranks, flags, settings in TRAIN + TRAIN_FAILS:
+            line = [self.out / "megac", "train", *MODEL, "--train-iters", "2", *flags.split()]
+            line = ["mpirun", "--timeout", "120", "-n", ranks, *line] if ranks > 1 else line
+            print("running", ranks, flags, settings, file=sys.stderr)
+            done = subprocess.run(list(map(str, line)), env={**env, **settings}, capture_output=True, text=True)
+            if (done.returncode != 0) != ((ranks, flags, settings) in TRAIN_FAILS):
+                sys.exit(f"exit status {done.returncode}: {line}\n{done.stderr[-3000:]}")
 
     def counts(self):
         """{file: {line: executions}} and {file: {function: executions}}, by paths in the repository."""
