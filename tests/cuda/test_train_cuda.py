@@ -40,14 +40,15 @@ def close(have, want, tolerance):
 @pytest.mark.parametrize("precision", [[], ["--bf16"]], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("model", [GPT, LLAMA], ids=["gpt", "llama"])
 def test_eight_ranks_under_all_policies(model, precision, tmp_path):
-    flags = [*model, *precision, *EIGHT, "--device", "cuda"]
+    steps = ["--train-iters", "2"]  # the second has what the first one's update made
+    flags = [*model, *precision, *EIGHT, "--device", "cuda", *steps]
     runs = {p: cuda_runs.train(flags, 8, tmp_path / "m.jsonl", policy=p) for p in POLICIES}
     for policy in POLICIES[1:]:
         assert runs[policy] == runs[POLICIES[0]], policy
     if precision:  # what is rounded to 8 bits after a sum in another order may fall on the other side
-        one = cuda_runs.train([*model, *precision, "--device", "cuda"], 1, tmp_path / "m.jsonl")
+        one = cuda_runs.train([*model, *precision, "--device", "cuda", *steps], 1, tmp_path / "m.jsonl")
         assert close(runs[POLICIES[0]], one, 2e-3), (runs[POLICIES[0]], one)
-    want = cpu([*model, *EIGHT], 8, tmp_path)
+    want = cpu([*model, *EIGHT, *steps], 8, tmp_path)
     assert close(runs[POLICIES[0]], want, 1e-2 if precision else 2e-5), (runs[POLICIES[0]], want)
 
 
