@@ -187,3 +187,28 @@ void mt_diff_options_free(mt_diff_options *o)
         mc_free(o);
     }
 }
+
+mc_status mt_convert_options_parse(int argc, char **argv, mt_convert_options **out, bool *done_out)
+{
+    mt_convert_options *o;
+    bool done = false;
+    *out = NULL;
+    MC_TRY(MC_NEW(&o, "options"));
+    MC_TRY(read_or_free(&o->config_, &mt_i_convert_table, o, argc, argv, &done));
+    *done_out = done;
+    if (!done && (!o->input || !o->output)) {
+        const char *missing = o->input ? "--output" : "--input";
+        mt_convert_options_free(o);
+        return MC_FAIL(MC_INVALID, "%s is missing; usage: %s", missing, mt_i_convert_table.usage);
+    }
+    *out = done ? NULL : o;
+    return MC_OK;
+}
+
+void mt_convert_options_free(mt_convert_options *o)
+{
+    if (o) {
+        mc_config_fini(&o->config_);
+        mc_free(o);
+    }
+}
