@@ -6,6 +6,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -307,6 +308,32 @@ static mc_status write_new(const char *path, const void *data, size_t bytes)
     }
     MC_KEEP_FIRST(st, mc_file_close(fd, path));
     return st;
+}
+
+mc_status mc_file_lock(const char *path, const char *what, int *fd_out)
+{
+    char holder[128] = "", host[64] = "";
+    int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+    if (fd < 0) {
+        return mc_file_fail("open", path, errno);
+    }
+    if (flock(fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
+        ssize_t n = read(fd, holder, sizeof holder - 1);
+        holder[n > 0 ? n : 0] = '\0';
+        close(fd);
+        return MC_FAIL(MC_INVALID, "%s: %s is held by %s; end it first, or use another directory", what, path,
+                       holder[0] ? holder : "another process");
+    }
+    gethostname(host, sizeof host - 1);
+    int n = snprintf(holder, sizeof holder, "process %ld on %s", (long)getpid(), host);
+    mc_status st =
+        ftruncate(fd, 0) == 0 ? mc_file_write(fd, path, holder, (size_t)n) : mc_file_fail("write", path, errno);
+    if (st != MC_OK) {
+        close(fd);
+        return st;
+    }
+    *fd_out = fd;
+    return MC_OK;
 }
 
 mc_status mc_file_replace(const char *path, const void *data, size_t bytes)

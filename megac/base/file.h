@@ -54,6 +54,11 @@ mc_status mc_file_exchange(const char *a, const char *b) MC_MUST_CHECK;
 /* Removes a file or a whole directory; a missing one is fine. Symbolic links are removed, not followed. */
 mc_status mc_file_remove_tree(const char *path) MC_MUST_CHECK;
 
+/* Opens `path` (made where missing) and takes its lock, which lasts until *fd_out is closed or the process ends; writes
+ * host and process into it. MC_INVALID, with `what` and the holder, when another process has it. File systems without
+ * locks pass. */
+mc_status mc_file_lock(const char *path, const char *what, int *fd_out) MC_MUST_CHECK;
+
 /* Whole new content for `path`, all or nothing, durable on return: written to "<path>.tmp", synced, renamed. */
 mc_status mc_file_replace(const char *path, const void *data, size_t bytes) MC_MUST_CHECK;
 /* Reads a whole file of at most `max_bytes` (else MC_INPUT) into a new block (mc_free), with a NUL after its end. */

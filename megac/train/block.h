@@ -15,6 +15,7 @@
 
 #include "megac/base/rng.h"
 #include "megac/train/params.h"
+#include "megac/train/recompute.h"
 #include "tensor_parallel/tp.h"
 
 #ifdef __cplusplus
@@ -43,6 +44,7 @@ typedef struct mt_block_ctx {
     const mt_model_config *c;
     tp_ctx tp;
     tp_heads heads;
+    mt_recompute recompute;       /* core_attn and mlp are a block's business, the rest is its stage's */
     mc_tensor rope_cos, rope_sin; /* (T, D/2); absent without rotary positions */
 } mt_block_ctx;
 
@@ -53,11 +55,16 @@ typedef struct mt_micro {
     bool dropout;           /* off in evaluation */
 } mt_micro;
 
-/* Takes the stash of R rows (max_batch x seq_length) from an arena; h_in is the caller's. */
-void mt_block_stash_take(const mt_block_ctx *x, int64_t batch, mc_arena *arena, mt_block_stash *stash_out);
+/* Takes the stash of R rows (max_batch x seq_length) from an arena; h_in is the caller's. What x->recompute says is not
+ * kept lies in `shared`'s memory, where that is given. */
+void mt_block_stash_take(const mt_block_ctx *x, int64_t batch, mc_arena *arena, const mt_block_stash *shared,
+                         mt_block_stash *stash_out);
+/* Takes only what blocks share when x->recompute says that they do not keep it; the rest of *shared_out is absent. */
+void mt_block_shared_take(const mt_block_ctx *x, int64_t batch, mc_arena *arena, mt_block_stash *shared_out);
 /* The stash for a smaller micro-batch: the same memory, fewer rows. */
 mt_block_stash mt_block_stash_view(const mt_block_ctx *x, const mt_block_stash *full, const mt_micro *m);
 
+/* h_out absent: computes the stash alone, without the work that only the output needs. */
 mc_status mt_block_fwd(const mt_block_ctx *x, const mt_block *b, const mt_micro *m, const mt_block_stash *s,
                        mc_tensor h_out) MC_MUST_CHECK;
 /* dh (Rl,C): gradient of h_out in, of h_in out. Weight gradients accumulate in b->d. The stash is destroyed. */
@@ -69,6 +76,9 @@ mc_status mt_block_bwd(const mt_block_ctx *x, const mt_block *b, const mt_micro 
 typedef struct mt_qkv_views {
     mc_tensor q, k, v; /* (R,G,r,H) (R,G,1,H) (R,G,1,H) */
 } mt_qkv_views;
+mc_status mt_i_attention_core_fwd(const mt_block_ctx *x, const mt_block *b, const mt_micro *m,
+                                  const mt_block_stash *s) MC_MUST_CHECK;
+mc_status mt_i_fc1_fwd(const mt_block_ctx *x, const mt_block *b, const mt_block_stash *s, mc_tensor n2) MC_MUST_CHECK;
 mt_qkv_views mt_i_qkv_views(const mt_block_ctx *x, mc_tensor qkv);
 mc_tensor mt_i_head_view(const mt_block_ctx *x, mc_tensor attn);
 ly_dropout mt_i_dropout(const mt_block_ctx *x, const mt_block *b, const mt_micro *m, mc_rng_kind site);

@@ -24,6 +24,27 @@ static mc_status branch_grad(const mt_block_ctx *x, const mt_block *b, const mt_
     return a.dropout.p > 0 || mc_tensor_present(a.dy_bias) ? ly->ops->norm_bwd(ly, &a) : MC_OK;
 }
 
+/* The forward's fc1 again, from h_mid: its norm reads what was rounded to the stash, so every bit is the same. */
+static mc_status fc1_again(const mt_block_ctx *x, const mt_block *b, const mt_block_stash *s)
+{
+    const ly_ctx *ly = x->tp.ly;
+    size_t mark = mc_arena_mark(x->tp.scratch);
+    ly_norm_fwd norm = {
+        .kind = x->c->norm,
+        .one_plus_gamma = x->c->norm_one_plus_gamma,
+        .eps = x->c->norm_eps,
+        .x = s->h_mid,
+        .gamma = b->p[MT_LN2_GAMMA],
+        .beta = b->p[MT_LN2_BETA],
+        .out = mc_arena_take_2d(x->tp.scratch, x->c->dtype, s->h_mid.dims[0], s->h_mid.dims[1]),
+        .stats = s->stats2,
+    };
+    MC_TRY(ly->ops->norm_fwd(ly, &norm));
+    MC_TRY(mt_i_fc1_fwd(x, b, s, norm.out));
+    mc_arena_rewind(x->tp.scratch, mark);
+    return MC_OK;
+}
+
 /* dh of h_out -> dh of h_mid (in place) and *dy_out, the gradient of the attention branch. */
 static mc_status mlp_bwd(const mt_block_ctx *x, const mt_block *b, const mt_micro *m, const mt_block_stash *s,
                          mc_tensor dh, mc_tensor *dy_out)
@@ -31,6 +52,7 @@ static mc_status mlp_bwd(const mt_block_ctx *x, const mt_block *b, const mt_micr
     const ly_ctx *ly = x->tp.ly;
     mc_arena *scratch = x->tp.scratch;
     mc_tensor dy2, dy2_full, n2_full;
+    MC_TRY(x->recompute.mlp ? fc1_again(x, b, s) : MC_OK);
     MC_TRY(branch_grad(x, b, m, dh, &dy2));
     MC_TRY(tp_gather(&x->tp, dy2, &dy2_full));
     mc_tensor act = mc_arena_take_2d(scratch, x->c->dtype, s->fc1.dims[0], x->c->ffn / x->tp.comm->size);
@@ -132,6 +154,7 @@ static mc_status attention_bwd(const mt_block_ctx *x, const mt_block *b, const m
     const ly_ctx *ly = x->tp.ly;
     mc_arena *scratch = x->tp.scratch;
     mc_tensor dy_full, n1_full;
+    MC_TRY(x->recompute.core_attn ? mt_i_attention_core_fwd(x, b, m, s) : MC_OK);
     MC_TRY(tp_gather(&x->tp, dy, &dy_full));
     mc_tensor dattn = mc_arena_take_2d(scratch, x->c->dtype, s->attn.dims[0], s->attn.dims[1]);
     mc_tensor dqkv = mc_arena_take_2d(scratch, x->c->dtype, s->qkv.dims[0], s->qkv.dims[1]);

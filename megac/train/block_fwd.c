@@ -26,16 +26,41 @@ static mt_block_stash stash_shapes(const mt_block_ctx *x, int64_t batch, int64_t
     return s;
 }
 
-void mt_block_stash_take(const mt_block_ctx *x, int64_t batch, mc_arena *arena, mt_block_stash *stash_out)
+void mt_block_stash_take(const mt_block_ctx *x, int64_t batch, mc_arena *arena, const mt_block_stash *shared,
+                         mt_block_stash *stash_out)
 {
     mt_block_stash s = stash_shapes(x, batch, x->c->seq_length);
     mc_tensor *all[] = {&s.stats1, &s.qkv, &s.attn,    &s.lse,     &s.h_mid,
                         &s.stats2, &s.fc1, &s.qkv_raw, &s.q_stats, &s.k_stats};
     int n = x->c->qk_norm ? 10 : 7;
     for (int i = 0; i < n; i++) {
-        all[i]->data = mc_arena_take(arena, mc_tensor_bytes(*all[i]));
+        bool lent = shared && ((x->recompute.core_attn && (all[i] == &s.attn || all[i] == &s.lse)) ||
+                               (x->recompute.mlp && all[i] == &s.fc1));
+        if (!lent) {
+            all[i]->data = mc_arena_take(arena, mc_tensor_bytes(*all[i]));
+        }
+    }
+    if (shared && x->recompute.core_attn) {
+        s.attn.data = shared->attn.data;
+        s.lse.data = shared->lse.data;
+    }
+    if (shared && x->recompute.mlp) {
+        s.fc1.data = shared->fc1.data;
     }
     *stash_out = s;
+}
+
+void mt_block_shared_take(const mt_block_ctx *x, int64_t batch, mc_arena *arena, mt_block_stash *shared_out)
+{
+    mt_block_stash s = stash_shapes(x, batch, x->c->seq_length);
+    *shared_out = (mt_block_stash){0};
+    if (x->recompute.core_attn) {
+        shared_out->attn.data = mc_arena_take(arena, mc_tensor_bytes(s.attn));
+        shared_out->lse.data = mc_arena_take(arena, mc_tensor_bytes(s.lse));
+    }
+    if (x->recompute.mlp) {
+        shared_out->fc1.data = mc_arena_take(arena, mc_tensor_bytes(s.fc1));
+    }
 }
 
 mt_block_stash mt_block_stash_view(const mt_block_ctx *x, const mt_block_stash *full, const mt_micro *m)
@@ -141,7 +166,6 @@ static mc_status qk_norm_fwd(const mt_block_ctx *x, const mt_block *b, const mt_
 static mc_status attention_fwd(const mt_block_ctx *x, const mt_block *b, const mt_micro *m, const mt_block_stash *s,
                                mc_tensor n1)
 {
-    const ly_ctx *ly = x->tp.ly;
     mc_tensor full;
     MC_TRY(tp_gather(&x->tp, n1, &full));
     MC_TRY(tp_linear_fwd(&x->tp, full, b->p[MT_QKV_WEIGHT], b->p[MT_QKV_BIAS], x->c->qk_norm ? s->qkv_raw : s->qkv));
@@ -151,6 +175,14 @@ static mc_status attention_fwd(const mt_block_ctx *x, const mt_block *b, const m
     mt_qkv_views views = mt_i_qkv_views(x, s->qkv);
     MC_TRY(mt_i_rope(x, m, views.q, false));
     MC_TRY(mt_i_rope(x, m, views.k, false));
+    return mt_i_attention_core_fwd(x, b, m, s);
+}
+
+/* qkv of the stash -> attn and lse of it. */
+mc_status mt_i_attention_core_fwd(const mt_block_ctx *x, const mt_block *b, const mt_micro *m, const mt_block_stash *s)
+{
+    const ly_ctx *ly = x->tp.ly;
+    mt_qkv_views views = mt_i_qkv_views(x, s->qkv);
     ly_attention_fwd a = {
         .q = views.q,
         .k = views.k,
@@ -198,14 +230,21 @@ static mc_status attention_half(const mt_block_ctx *x, const mt_block *b, const 
     return ly->ops->norm_fwd(ly, &norm2);
 }
 
+/* n2 -> fc1 of the stash. */
+mc_status mt_i_fc1_fwd(const mt_block_ctx *x, const mt_block *b, const mt_block_stash *s, mc_tensor n2)
+{
+    mc_tensor full;
+    MC_TRY(tp_gather(&x->tp, n2, &full));
+    return tp_linear_fwd(&x->tp, full, b->p[MT_FC1_WEIGHT], b->p[MT_FC1_BIAS], s->fc1);
+}
+
 /* n2, h_mid -> h_out. */
 static mc_status mlp_half(const mt_block_ctx *x, const mt_block *b, const mt_micro *m, const mt_block_stash *s,
                           mc_tensor n2, mc_tensor h_out)
 {
     const ly_ctx *ly = x->tp.ly;
-    mc_tensor full, act = mc_arena_take_2d(x->tp.scratch, x->c->dtype, s->fc1.dims[0], x->c->ffn / x->tp.comm->size);
-    MC_TRY(tp_gather(&x->tp, n2, &full));
-    MC_TRY(tp_linear_fwd(&x->tp, full, b->p[MT_FC1_WEIGHT], b->p[MT_FC1_BIAS], s->fc1));
+    mc_tensor act = mc_arena_take_2d(x->tp.scratch, x->c->dtype, s->fc1.dims[0], x->c->ffn / x->tp.comm->size);
+    MC_TRY(mt_i_fc1_fwd(x, b, s, n2));
     MC_TRY(ly->ops->act_fwd(ly, &(ly_act_fwd){x->c->act, s->fc1, act}));
     mc_tensor y = n2;
     MC_TRY(tp_row_linear_fwd(&x->tp, act, b->p[MT_FC2_WEIGHT], y));
@@ -228,7 +267,7 @@ mc_status mt_block_fwd(const mt_block_ctx *x, const mt_block *b, const mt_micro 
     size_t inner = mc_arena_mark(x->tp.scratch);
     MC_TRY(attention_half(x, b, m, s, n2));
     mc_arena_rewind(x->tp.scratch, inner);
-    MC_TRY(mlp_half(x, b, m, s, n2, h_out));
+    MC_TRY(mc_tensor_present(h_out) ? mlp_half(x, b, m, s, n2, h_out) : mt_i_fc1_fwd(x, b, s, n2));
     mc_arena_rewind(x->tp.scratch, mark);
     return MC_OK;
 }

@@ -33,6 +33,8 @@ typedef struct mt_ckpt_state {
     int64_t iteration;
     uint64_t consumed_samples, consumed_tokens, skipped_iterations;
     int64_t optimizer_steps; /* Adam's bias correction counts these */
+    double best_loss;        /* lowest validation loss so far, */
+    int64_t best_iteration;  /* and where it was seen; 0: none */
     const char *config;      /* every option, "flag value" a line (as --print-config); each flag once */
     const char *tokenizer_kind;
     const void *tokenizer; /* the tokenizer file's bytes, or NULL */
@@ -46,6 +48,17 @@ typedef struct mt_ckpt_state {
  * it; ranks may write the same slice (replicated key/value rows). An iteration saved before is replaced. */
 mc_status mt_checkpoint_save(const char *dir, mc_world *world, const mt_ckpt_state *state, const mt_ckpt_item *items,
                              int n_items) MC_MUST_CHECK;
+
+/* The same in three steps, so that the second may run in a thread while training goes on: begin (collective) creates
+ * the files; write is this rank's own, takes no memory and reads the items' tensors, which stay as they are until then;
+ * commit (collective; `written`: what write returned) makes the checkpoint the latest one. Strings of `state`, params
+ * of items and their memory are kept until destroy. */
+typedef struct mt_ckpt_writer mt_ckpt_writer;
+mc_status mt_ckpt_begin(const char *dir, mc_world *world, const mt_ckpt_state *state, const mt_ckpt_item *items,
+                        int n_items, mt_ckpt_writer **writer_out) MC_MUST_CHECK;
+mc_status mt_ckpt_write(mt_ckpt_writer *writer) MC_MUST_CHECK;
+mc_status mt_ckpt_commit(mt_ckpt_writer *writer, mc_status written) MC_MUST_CHECK;
+void mt_ckpt_writer_destroy(mt_ckpt_writer *writer); /* NULL allowed */
 
 typedef struct mt_checkpoint mt_checkpoint;
 

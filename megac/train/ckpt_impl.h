@@ -9,7 +9,7 @@
  * shard, called "<prefix>.<parameter>", with ".0", ".1" behind it where a rank holds several ranges. Every byte is
  * covered: metadata by its own sum, shard headers, slices and the tokenizer by sums in metadata.json.
  *
- * Saving:   shard plan -> write -> table (text) -> rank 0: merge of all tables -> metadata.json -> publish
+ * Saving:   shard plan -> open -> write -> table (text) -> rank 0: merge of all tables -> metadata.json -> publish
  * Each step is a function of (rank, size) without communication; checkpoint_save.c strings them together. */
 #ifndef MEGAC_TRAIN_CKPT_IMPL_H
 #define MEGAC_TRAIN_CKPT_IMPL_H
@@ -66,14 +66,18 @@ typedef struct mt_i_shard {
     mt_i_piece *pieces;
     char file[MT_I_FILE_BYTES];
     uint64_t file_bytes, header_xxh3;
+    mt_st_writer *writer; /* once open */
+    char *chunk;          /* MT_I_CHUNK_BYTES */
 } mt_i_shard;
 
 /* What of `items` rank `rank` of `world` has to write. */
 mc_status mt_i_shard_plan(const mt_ckpt_item *items, int n_items, int rank, int world,
                           mt_i_shard *shard_out) MC_MUST_CHECK;
 void mt_i_shard_fini(mt_i_shard *shard);
-/* Writes it into `dir`, durable; nothing when it has no pieces. */
-mc_status mt_i_shard_write(const char *dir, int64_t iteration, mt_i_shard *shard) MC_MUST_CHECK;
+/* Creates its file in `dir`; nothing when it has no pieces. */
+mc_status mt_i_shard_open(const char *dir, int64_t iteration, mt_i_shard *shard) MC_MUST_CHECK;
+/* Writes the pieces, durable. Takes no memory, and may run in another thread. */
+mc_status mt_i_shard_write(mt_i_shard *shard) MC_MUST_CHECK;
 /* Appends its rows: "file rank bytes hash" and "slice rank part dtype dims shape begin shape valid_rows hash name". */
 void mt_i_shard_table(const mt_i_shard *shard, mt_text *table);
 

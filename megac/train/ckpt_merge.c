@@ -180,6 +180,7 @@ static mc_status print_state(const mt_ckpt_state *s, int world, mt_text *out)
         {"consumed_tokens", s->consumed_tokens},
         {"skipped_iterations", s->skipped_iterations},
         {"optimizer_steps", (uint64_t)s->optimizer_steps},
+        {"best_iteration", (uint64_t)s->best_iteration},
         {"world_size", (uint64_t)world},
     };
     mt_text_printf(out, "{\n\"format\": \"%s\",\n", MT_I_FORMAT);
@@ -189,6 +190,9 @@ static mc_status print_state(const mt_ckpt_state *s, int world, mt_text *out)
                            (unsigned long long)rows[i].value);
         }
         mt_text_printf(out, "\"%s\": %llu,\n", rows[i].key, (unsigned long long)rows[i].value);
+    }
+    if (s->best_iteration > 0) {
+        mt_text_printf(out, "\"best_loss\": %.17g,\n", s->best_loss);
     }
     mt_text_printf(out, "\"tokenizer\": {\"kind\": ");
     mt_text_json(out, s->tokenizer_kind ? s->tokenizer_kind : "", s->tokenizer_kind ? strlen(s->tokenizer_kind) : 0);

@@ -72,7 +72,7 @@ static mc_status get_dims(const json_t *o, const char *key, const char *path, in
 static mc_status parse_state(mt_checkpoint *c, const json_t *root, const char *path)
 {
     mt_ckpt_state *s = &c->state;
-    uint64_t version = 0, iteration = 0, steps = 0, world = 0;
+    uint64_t version = 0, iteration = 0, steps = 0, world = 0, best = 0;
     const char *format;
     MC_TRY(get_string(root, "format", path, &format));
     MC_TRY(get_count(root, "version", path, &version));
@@ -86,7 +86,12 @@ static mc_status parse_state(mt_checkpoint *c, const json_t *root, const char *p
     MC_TRY(get_count(root, "skipped_iterations", path, &s->skipped_iterations));
     MC_TRY(get_count(root, "optimizer_steps", path, &steps));
     MC_TRY(get_count(root, "world_size", path, &world));
+    if (json_object_get(root, "best_iteration")) {
+        MC_TRY(get_count(root, "best_iteration", path, &best));
+        s->best_loss = json_number_value(json_object_get(root, "best_loss"));
+    }
     s->iteration = (int64_t)iteration;
+    s->best_iteration = (int64_t)best;
     s->optimizer_steps = (int64_t)steps;
     c->world = world <= INT32_MAX ? (int)world : INT32_MAX;
     const json_t *tokenizer = json_object_get(root, "tokenizer");

@@ -95,6 +95,8 @@ mc_status mt_i_shard_plan(const mt_ckpt_item *items, int n_items, int rank, int 
 
 void mt_i_shard_fini(mt_i_shard *s)
 {
+    mt_st_writer_destroy(s->writer);
+    mc_free(s->chunk);
     mc_free(s->pieces);
     *s = (mt_i_shard){0};
 }
@@ -140,20 +142,7 @@ static mc_status append_strided(mt_st_writer *w, mc_hasher *h, mc_tensor v, char
     return append_hashed(w, h, chunk, used);
 }
 
-static mc_status write_pieces(mt_st_writer *w, mt_i_shard *s, char *chunk)
-{
-    for (int i = 0; i < s->n_pieces; i++) {
-        mt_i_piece *q = &s->pieces[i];
-        mc_hasher h;
-        mc_hasher_init(&h);
-        MC_TRY(mc_tensor_contiguous(q->view) ? append_hashed(w, &h, q->view.data, mc_tensor_bytes(q->view))
-                                             : append_strided(w, &h, q->view, chunk));
-        q->xxh3 = mc_hasher_value(&h);
-    }
-    return mt_st_writer_finish(w);
-}
-
-mc_status mt_i_shard_write(const char *dir, int64_t iteration, mt_i_shard *s)
+mc_status mt_i_shard_open(const char *dir, int64_t iteration, mt_i_shard *s)
 {
     char path[MC_PATH_BYTES], step[24];
     if (s->n_pieces == 0) {
@@ -166,8 +155,6 @@ mc_status mt_i_shard_write(const char *dir, int64_t iteration, mt_i_shard *s)
                        s->rank, dir);
     }
     mt_st_tensor *tensors;
-    mt_st_writer *w = NULL;
-    char *chunk = NULL;
     MC_TRY(MC_NEW_N(&tensors, s->n_pieces, "shard tensors"));
     for (int i = 0; i < s->n_pieces; i++) {
         const mt_i_piece *q = &s->pieces[i];
@@ -176,17 +163,27 @@ mc_status mt_i_shard_write(const char *dir, int64_t iteration, mt_i_shard *s)
     }
     snprintf(step, sizeof step, "%lld", (long long)iteration);
     const char *const metadata[] = {"format", "pt", "megac_iteration", step};
-    mc_status st = mc_alloc(MT_I_CHUNK_BYTES, 1, "checkpoint buffer", (void **)&chunk);
+    mc_status st = mc_alloc(MT_I_CHUNK_BYTES, 1, "checkpoint buffer", (void **)&s->chunk);
     MC_TRY_GOTO(st, st, undo_tensors);
-    MC_TRY_GOTO(st, mt_st_writer_create(path, tensors, s->n_pieces, metadata, 2, &w), undo_tensors);
-    s->header_xxh3 = mt_st_writer_header_hash(w);
-    s->file_bytes = mt_st_writer_header_bytes(w) + tensors[s->n_pieces - 1].end;
-    st = write_pieces(w, s, chunk);
+    MC_TRY_GOTO(st, mt_st_writer_create(path, tensors, s->n_pieces, metadata, 2, &s->writer), undo_tensors);
+    s->header_xxh3 = mt_st_writer_header_hash(s->writer);
+    s->file_bytes = mt_st_writer_header_bytes(s->writer) + tensors[s->n_pieces - 1].end;
 undo_tensors:
-    mt_st_writer_destroy(w);
-    mc_free(chunk);
     mc_free(tensors);
     return st;
+}
+
+mc_status mt_i_shard_write(mt_i_shard *s)
+{
+    for (int i = 0; i < s->n_pieces; i++) {
+        mt_i_piece *q = &s->pieces[i];
+        mc_hasher h;
+        mc_hasher_init(&h);
+        MC_TRY(mc_tensor_contiguous(q->view) ? append_hashed(s->writer, &h, q->view.data, mc_tensor_bytes(q->view))
+                                             : append_strided(s->writer, &h, q->view, s->chunk));
+        q->xxh3 = mc_hasher_value(&h);
+    }
+    return s->n_pieces > 0 ? mt_st_writer_finish(s->writer) : MC_OK;
 }
 
 void mt_i_shard_table(const mt_i_shard *s, mt_text *table)

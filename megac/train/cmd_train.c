@@ -38,9 +38,7 @@ static mc_status open_metrics(mt_run *run)
         }
         file = path;
     }
-    if (speaks && o->save) {
-        MC_TRY(mc_file_make_dirs(o->save));
-    }
+    MC_TRY(mt_saver_open(run));
     MC_TRY(mt_metrics_open(&run->metrics, file, speaks));
     const mt_setup *s = &run->e->setup;
     mt_flops flops = mt_setup_flops(s);
@@ -132,15 +130,24 @@ static mc_status train(mt_run *run, mt_options *o, mt_end *end_out)
 mc_status mt_cmd_train(const mc_job *job, int argc, char **argv)
 {
     mt_session session;
-    mt_run run = {.started_seconds = mt_now(), .saved_iteration = -1};
+    mt_run run = {.started_seconds = mt_now(), .saved_iteration = -1, .saver = {.lock = -1}};
     mt_end end = MT_FINISHED;
+    mt_stop_block(); /* before any thread exists */
     MC_TRY(mt_session_open(&session, MT_TRAIN, job, argc, argv));
     if (session.done) {
         return MC_OK;
     }
     run.o = session.o;
     run.world = session.world;
-    mc_status st = train(&run, session.o, &end);
+    if (!run.o->save) {
+        mt_stop_unblock();
+    }
+    mc_status st = run.o->save ? mt_stop_open(&run.stop) : MC_OK;
+    if (st == MC_OK) {
+        st = train(&run, session.o, &end);
+    }
+    mt_stop_close(run.stop);
+    mt_saver_close(&run);
     MC_KEEP_FIRST(st, mt_metrics_close(&run.metrics));
     mt_feed_close(&run.train);
     mt_feed_close(&run.valid);

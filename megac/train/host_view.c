@@ -26,6 +26,14 @@ mc_status mt_host_view_open(mt_host_view *v, mc_device *dev, mc_stream stream, m
     return MC_OK;
 }
 
+mc_status mt_host_view_snapshot(mt_host_view *v, mc_device *dev, mc_stream stream, mc_tensor device, mc_tensor snapshot)
+{
+    MC_ASSERT(mc_tensor_contiguous(device) && mc_tensor_bytes(snapshot) == mc_tensor_bytes(device));
+    *v = (mt_host_view){.dev = dev, .stream = stream, .device = device, .host = snapshot, .borrowed = true};
+    MC_TRY(dev->ops->copy(dev, snapshot.data, device.data, mc_tensor_bytes(device), stream));
+    return dev->ops->stream_sync(dev, stream);
+}
+
 mc_status mt_host_view_write(mt_host_view *v)
 {
     return move(v, v->device.data, v->host.data);
@@ -33,7 +41,7 @@ mc_status mt_host_view_write(mt_host_view *v)
 
 void mt_host_view_close(mt_host_view *v)
 {
-    if (v->host.data != v->device.data) {
+    if (v->host.data != v->device.data && !v->borrowed) {
         v->dev->ops->free(v->dev, MC_MEM_PINNED_HOST, v->host.data, mc_tensor_bytes(v->host));
     }
     *v = (mt_host_view){0};

@@ -55,12 +55,33 @@ static mc_status total_weight(mt_run *run, double local, double *total_out)
     return MC_OK;
 }
 
+/* A signal, or the end of the time given. */
+static bool wants_to_stop(const mt_run *run)
+{
+    double minutes = run->o->exit_duration_in_mins;
+    bool late = mc_given_float(minutes) && mt_now() - run->started_seconds >= 60 * minutes;
+    return late || mt_stop_wanted(run->stop);
+}
+
+/* Rank 0's clock decides when hours have passed. */
+static bool wants_to_save(const mt_run *run)
+{
+    double hours = run->o->save_interval_hours;
+    return run->o->save && mc_given_float(hours) && mc_world_job(run->world)->rank == 0 &&
+           mt_now() - run->saver.last_save >= 3600 * hours;
+}
+
 static mc_status train_step(mt_run *run, mt_metrics_step *out)
 {
     mt_engine *e = run->e;
     int64_t batch = batch_size(run);
     int n_micro = mt_setup_micros(&e->setup, batch);
     double started = mt_now(), weight, total;
+    mt_votes votes = {
+        .stop = wants_to_stop(run),
+        .save = wants_to_save(run),
+        .written = mt_saver_written(&run->saver),
+    };
     mt_step_result result = {0};
     pp_stats stats;
 
@@ -76,11 +97,13 @@ static mc_status train_step(mt_run *run, mt_metrics_step *out)
         MC_TRY(total_weight(run, weight, &total));
         MC_TRY(mt_engine_run_step(e, run->train.loader, n_micro, true, 1 / total, &stats));
         MC_TRY(mt_optimizer_step(e->optimizer, lr, mt_decoupled_lr_at(&run->lr, at), mt_weight_decay_at(&run->lr, at),
-                                 n_micro, &result));
+                                 n_micro, &votes, &result));
         result.loss_sum /= total;
     } else {
+        MC_TRY(mt_optimizer_vote(e->optimizer, &votes));
         result = (mt_step_result){.loss_sum = NAN, .grad_norm = NAN, .skipped = true};
     }
+    run->votes = votes;
 
     run->iteration++;
     run->consumed_samples = next;
@@ -109,27 +132,26 @@ static mc_status evaluate_if_due(mt_run *run)
         return MC_OK;
     }
     MC_TRY(mt_evaluate(run->e, &run->valid, mt_eval_steps(o), &loss, &tokens));
+    if (o->save_best && (run->best_iteration == 0 || loss < run->best_loss)) {
+        run->best_loss = loss;
+        run->best_iteration = run->iteration;
+        run->best_is_now = true;
+    }
     return mt_metrics_eval_done(&run->metrics, run->iteration, "valid", loss, tokens);
 }
 
 static mc_status save_if_due(mt_run *run, bool ending)
 {
     const mt_options *o = run->o;
-    bool due = mc_given_int(o->save_interval) && run->iteration % o->save_interval == 0;
-    return o->save && run->saved_iteration != run->iteration && (due || ending) ? mt_run_save(run) : MC_OK;
-}
-
-/* Whether the run stops here although it is not finished. Rank 0's clock decides for all. */
-static mc_status stop_early(mt_run *run, bool *stop_out)
-{
-    const mt_options *o = run->o;
-    int32_t late = 0;
-    if (mc_given_float(o->exit_duration_in_mins)) {
-        late = mt_now() - run->started_seconds >= 60 * o->exit_duration_in_mins;
-        MC_TRY(mc_comm_broadcast(mc_world_comm(run->world), mc_tensor_1d(&late, MC_I32, 1), 0));
+    bool best = run->best_is_now;
+    bool due =
+        (mc_given_int(o->save_interval) && run->iteration % o->save_interval == 0) || run->votes.save > 0 || best;
+    run->best_is_now = false;
+    MC_TRY(mt_saver_poll(run, (int)run->votes.written));
+    if (o->save && run->saved_iteration != run->iteration && (due || ending)) {
+        MC_TRY(mt_run_save(run, best, ending));
     }
-    *stop_out = late || (mc_given_int(o->exit_interval) && run->iteration % o->exit_interval == 0);
-    return MC_OK;
+    return ending ? mt_saver_finish(run) : MC_OK;
 }
 
 /* Operators are timed from the third step on, in evaluations too: the first two steps warm caches and pages. */
@@ -162,7 +184,8 @@ mc_status mt_loop(mt_run *run, mt_end *end_out)
         MC_TRY(mt_metrics_step_done(&run->metrics, &step));
         MC_TRY(evaluate_if_due(run));
         profile_step(run, run->iteration - first_iteration, mt_now() - started);
-        MC_TRY(stop_early(run, &stop));
+        stop =
+            run->votes.stop > 0 || (mc_given_int(run->o->exit_interval) && run->iteration % run->o->exit_interval == 0);
         mc_alloc_freeze(false); /* a checkpoint's tables are not part of a step */
         MC_TRY(save_if_due(run, stop || finished(run)));
     }

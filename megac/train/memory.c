@@ -21,6 +21,11 @@ size_t mt_memory_total(const mt_memory_plan *p)
            p->host;
 }
 
+size_t mt_memory_on_device(const mt_memory_plan *p, const char *device)
+{
+    return mt_memory_total(p) - (strcmp(device, "cpu") == 0 ? 0 : p->pinned + p->host);
+}
+
 /* One micro-batch forward and backward, and one for evaluation, with operators and groups that do nothing: what remains
  * is the sequence of takes from scratch, whose peak is the plan. */
 static mc_status run_dry(mt_stage *stage, mt_optimizer *optimizer)

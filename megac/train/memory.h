@@ -29,6 +29,8 @@ typedef struct mt_memory_plan {
 } mt_memory_plan;
 
 size_t mt_memory_total(const mt_memory_plan *plan);
+/* What of it lies on the device: all but `pinned` and `host` where the device has memory of its own. */
+size_t mt_memory_on_device(const mt_memory_plan *plan, const char *device);
 
 /* What this rank will reserve. Runs no arithmetic and touches no memory of the model. */
 mc_status mt_memory_measure(const mt_memory_request *rq, mt_memory_plan *plan_out) MC_MUST_CHECK;

@@ -96,7 +96,7 @@ static mc_tensor moment_part(mc_tensor moment, int64_t at, int64_t elems)
 static mc_status make_pieces(mt_optimizer *o)
 {
     const mt_shards *d = &o->stage->shards;
-    bool separate = d->main_store.data != d->param_store.data;
+    bool separate = d->own_main;
     int n_units = d->params->n_units;
     MC_TRY(MC_NEW_N(&o->pieces, n_units + 1, "optimizer pieces"));
     for (int u = 0; u < n_units; u++) {
@@ -148,6 +148,16 @@ static mc_status clear_moments(const mt_optimizer *o)
     return MC_OK;
 }
 
+static void take_snapshots(mt_optimizer *o)
+{
+    const mc_tensor stores[MT_SNAPSHOTS] = {o->stage->shards.main_store, o->m, o->v};
+    for (int i = 0; i < MT_SNAPSHOTS && o->config.snapshots; i++) {
+        if (mc_tensor_present(stores[i])) {
+            o->snapshots[i] = mc_arena_take_1d(&o->stage->arenas->pinned, stores[i].dtype, stores[i].dims[0]);
+        }
+    }
+}
+
 mc_status mt_optimizer_create(const mt_optimizer_config *config, mt_stage *stage, const mt_grad_comms *comms,
                               mt_optimizer **optimizer_out)
 {
@@ -166,6 +176,7 @@ mc_status mt_optimizer_create(const mt_optimizer_config *config, mt_stage *stage
     if (config->kind == MT_ADAM) {
         o->v = mc_arena_take_1d(arena, MC_F32, n);
     }
+    take_snapshots(o);
     MC_TRY_GOTO(st, make_pieces(o), undo_optimizer);
     MC_TRY_GOTO(st, make_segments(o), undo_optimizer);
     if (packed > 0) {
@@ -262,10 +273,10 @@ static mc_status square_norms(mt_optimizer *o)
 
 /* One exchange for both: every element of a gradient counts once, on the rank whose part it is in, and every
  * micro-batch's loss once, on the last stage's first tensor-parallel rank. */
-static mc_status global_sums(mt_optimizer *o, int n_micro, double *loss_out, double *sq_norm_out)
+static mc_status global_sums(mt_optimizer *o, int n_micro, mt_votes *votes, double *loss_out, double *sq_norm_out)
 {
     mt_stage *s = o->stage;
-    double sums[2] = {0};
+    double sums[5] = {0, 0, votes->stop, votes->save, votes->written};
     MC_TRY(square_norms(o));
     MC_TRY(s->dev->ops->copy(s->dev, o->host_norms.data, o->norms.data, mc_tensor_bytes(o->norms), s->ly.stream));
     MC_TRY(mt_stage_fetch_losses(s, n_micro));
@@ -274,10 +285,20 @@ static mc_status global_sums(mt_optimizer *o, int n_micro, double *loss_out, dou
     for (int i = 0; i < o->n_norm_pieces; i++) {
         sums[1] += ((const double *)o->host_norms.data)[i];
     }
-    mc_tensor t = mc_tensor_1d(sums, MC_F64, 2);
+    mc_tensor t = mc_tensor_1d(sums, MC_F64, 5);
     MC_TRY(mc_comm_all_reduce(o->comms.world, t, t, MC_SUM));
     *loss_out = sums[0];
     *sq_norm_out = sums[1];
+    *votes = (mt_votes){sums[2], sums[3], sums[4]};
+    return MC_OK;
+}
+
+mc_status mt_optimizer_vote(mt_optimizer *o, mt_votes *votes)
+{
+    double sums[3] = {votes->stop, votes->save, votes->written};
+    mc_tensor t = mc_tensor_1d(sums, MC_F64, 3);
+    MC_TRY(mc_comm_all_reduce(o->comms.world, t, t, MC_SUM));
+    *votes = (mt_votes){sums[0], sums[1], sums[2]};
     return MC_OK;
 }
 
@@ -356,13 +377,13 @@ static mc_status set_lr_ratio(mt_optimizer *o, double lr, double decoupled_lr, d
 }
 
 mc_status mt_optimizer_step(mt_optimizer *o, double lr, double decoupled_lr, double weight_decay, int n_micro,
-                            mt_step_result *result_out)
+                            mt_votes *votes, mt_step_result *result_out)
 {
     mt_stage *s = o->stage;
     double sq_norm, loss, base;
     MC_TRY(finish_reductions(o));
     MC_TRY(mt_trace_gradients(s->trace, &s->shards, &s->place, s->c->vocab, s->x.heads.replica == 0));
-    MC_TRY(global_sums(o, n_micro, &loss, &sq_norm));
+    MC_TRY(global_sums(o, n_micro, votes, &loss, &sq_norm));
     double norm = sqrt(sq_norm), clip = o->config.clip_grad;
     *result_out = (mt_step_result){.loss_sum = loss, .grad_norm = norm, .skipped = !isfinite(norm)};
     if (result_out->skipped) {

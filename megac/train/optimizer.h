@@ -14,6 +14,7 @@ typedef struct mt_optimizer_config {
     mt_optimizer_kind kind;
     float beta1, beta2, eps, momentum;
     double clip_grad; /* limit of the global L2 norm; 0: none */
+    bool snapshots;   /* host memory for a copy of all that a checkpoint holds (--async-save) */
 } mt_optimizer_config;
 
 /* The groups that gradients are summed over besides data parallelism. */
@@ -23,6 +24,8 @@ typedef struct mt_grad_comms {
     const mc_comm *embedding;   /* first and last stage, where they hold the tied embedding twice */
     const mc_comm *world;       /* the global norm */
 } mt_grad_comms;
+
+enum { MT_SNAPSHOTS = 3 };
 
 /* A contiguous run of the slab that one operator call works on. Tensors are 1-D of the same length. */
 typedef struct mt_piece {
@@ -42,14 +45,24 @@ typedef struct mt_optimizer {
     mc_tensor norms, host_norms;            /* (n_norm_pieces) f64 on the device and, pinned, on the host */
     ly_segment *segments, *device_segments; /* the pieces' tables in pinned host memory and where operators run */
     int n_segments;
-    float lr_mult[2]; /* [decoupled_lr of a row] */
-    int64_t steps;    /* updates made: Adam's bias correction counts these, not iterations */
+    float lr_mult[2];                  /* [decoupled_lr of a row] */
+    mc_tensor snapshots[MT_SNAPSHOTS]; /* of main parameters, m, v, where config.snapshots: pinned host memory */
+    int64_t steps;                     /* updates made: Adam's bias correction counts these, not iterations */
 } mt_optimizer;
 
 /* Lays out the moments over the stage's arenas (measuring or bound) and builds the pieces and their segments. */
 mc_status mt_optimizer_create(const mt_optimizer_config *config, mt_stage *stage, const mt_grad_comms *comms,
                               mt_optimizer **optimizer_out) MC_MUST_CHECK;
 void mt_optimizer_destroy(mt_optimizer *o);
+
+/* What ranks tell each other once a step, in the exchange of loss and norm: in, this rank's wish; out, the sum over
+ * all.
+ */
+typedef struct mt_votes {
+    double stop;    /* ranks that want the run to end (signal, time) */
+    double save;    /* ranks that want a checkpoint (--save-interval-hours) */
+    double written; /* ranks whose part of a save in the background is written */
+} mt_votes;
 
 /* What one step did. */
 typedef struct mt_step_result {
@@ -61,7 +74,9 @@ typedef struct mt_step_result {
 /* After a step of n_micro micro-batches. The host waits for the device once, where it reads the losses and the norm.
  * Collective over the world. */
 mc_status mt_optimizer_step(mt_optimizer *o, double lr, double decoupled_lr, double weight_decay, int n_micro,
-                            mt_step_result *result_out) MC_MUST_CHECK;
+                            mt_votes *votes, mt_step_result *result_out) MC_MUST_CHECK;
+/* The exchange alone, for a step without update. Collective over the world. */
+mc_status mt_optimizer_vote(mt_optimizer *o, mt_votes *votes) MC_MUST_CHECK;
 /* The operators of a step, for the plan of their workspace. */
 mc_status mt_optimizer_dry_run(mt_optimizer *o) MC_MUST_CHECK;
 

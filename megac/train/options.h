@@ -11,6 +11,7 @@
 #include "megac/base/config.h"
 #include "megac/train/batch.h"
 #include "megac/train/lr.h"
+#include "megac/train/recompute.h"
 #include "pipeline/pp.h"
 
 #ifdef __cplusplus
@@ -119,6 +120,7 @@ mc_status mt_options_text(const mt_options *o, char **text_out) MC_MUST_CHECK;
 mt_batch_config mt_options_batch(const mt_options *o);
 /* How the flags deal layers to stages. */
 pp_partition mt_options_partition(const mt_options *o);
+mt_recompute mt_options_recompute(const mt_options *o);
 mt_lr_flags mt_options_lr(const mt_options *o, int64_t global_batch);
 
 /* megac prepare, inspect, diff and convert: read and checked at once; *done_out as above. */

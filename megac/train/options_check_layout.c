@@ -66,16 +66,8 @@ static mc_status set_zero(mt_options *o)
     while (strcmp(strategy, names[stage]) != 0) {
         stage++;
     }
-    if (o->use_distributed_optimizer && stage == 0) {
-        if (mt_options_given(o, &o->data_parallel_sharding_strategy)) {
-            return MC_FAIL(MC_INVALID,
-                           "--use-distributed-optimizer contradicts --data-parallel-sharding-strategy %s; "
-                           "leave one out",
-                           strategy);
-        }
-        stage = 1;
-    }
-    bool told = o->use_distributed_optimizer || mt_options_given(o, &o->data_parallel_sharding_strategy);
+    stage = stage == 0 && o->use_distributed_optimizer ? 1 : stage;
+    bool told = stage > 0; /* no_shard is what a configuration says that says nothing */
     mt_i_derive(o, &o->zero, stage);
     if (told && o->zero != stage) {
         return MC_FAIL(MC_INVALID, "--zero %lld contradicts %s, which is stage %lld; leave one out", (long long)o->zero,

@@ -75,6 +75,7 @@ mc_status mt_options_finish(mt_options *o, int world_size)
     MC_TRY(mt_options_finish_model(o));
     MC_TRY(mt_i_check_layout(o, world_size));
     MC_TRY(mt_i_check_batch(o));
+    MC_TRY(mt_i_check_recompute(o));
     MC_TRY(mt_i_check_length(o));
     MC_TRY(mt_i_check_optimizer(o));
     return mt_i_check_data(o);

@@ -13,6 +13,7 @@ mc_status mt_i_check_model(mt_options *o);
 mc_status mt_i_check_attention(mt_options *o);
 mc_status mt_i_check_layout(mt_options *o, int world_size);
 mc_status mt_i_check_batch(mt_options *o);
+mc_status mt_i_check_recompute(mt_options *o); /* after the batch */
 mc_status mt_i_check_length(mt_options *o);
 mc_status mt_i_check_optimizer(mt_options *o);
 mc_status mt_i_check_data(mt_options *o);

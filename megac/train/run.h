@@ -6,6 +6,8 @@
 #include "megac/train/engine.h"
 #include "megac/train/lr.h"
 #include "megac/train/metrics.h"
+#include "megac/train/saver.h"
+#include "megac/train/stop.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -35,7 +37,13 @@ typedef struct mt_run {
     int64_t iteration;
     uint64_t consumed_samples, consumed_tokens;
     int64_t skipped_iterations;
-    int64_t saved_iteration; /* of the newest checkpoint written by this run; -1: none */
+    double best_loss;        /* lowest validation loss so far (--save-best), */
+    int64_t best_iteration;  /* and where; 0: none */
+    int64_t saved_iteration; /* of the newest checkpoint of this run; -1: none */
+    bool best_is_now;        /* the evaluation of this iteration was the best */
+    mt_stop *stop;           /* signals; NULL where nothing would be saved */
+    mt_saver saver;
+    mt_votes votes; /* of all ranks, in the last step */
 } mt_run;
 
 /* Why the loop ended. */
@@ -53,7 +61,7 @@ mc_status mt_feed_open(mt_engine *e, mt_feed *feed) MC_MUST_CHECK;
 /* Before the engine is destroyed. */
 void mt_feed_close(mt_feed *feed);
 
-/* Trains until --train-iters, --train-samples, --exit-interval or --exit-duration-in-mins. */
+/* Trains until --train-iters, --train-samples, --exit-interval, --exit-duration-in-mins, or a signal on any rank. */
 mc_status mt_loop(mt_run *run, mt_end *end_out) MC_MUST_CHECK;
 
 /* Micro-batches on every data-parallel rank that mt_evaluate would run; MC_INVALID or MC_INPUT where there is not one.
@@ -65,8 +73,6 @@ mc_status mt_evaluation_micros(const mt_setup *s, const ds_source *source, int64
 mc_status mt_evaluate(mt_engine *e, const mt_feed *feed, int64_t n_steps, double *loss_out,
                       double *tokens_out) MC_MUST_CHECK;
 
-/* Writes SAVE/iter_N with the run's state. */
-mc_status mt_run_save(mt_run *run) MC_MUST_CHECK;
 /* Reads weights, and unless `weights_only` optimizer state and counters, into the run. `run` may lack an optimizer. */
 mc_status mt_run_load(mt_run *run, const char *path, int64_t step, bool weights_only) MC_MUST_CHECK;
 /* Weights alone, for evaluation and generation. */

@@ -49,6 +49,7 @@ static mt_optimizer_config optimizer_config(const mt_options *o)
         .eps = (float)o->adam_eps,
         .momentum = (float)o->sgd_momentum,
         .clip_grad = o->clip_grad,
+        .snapshots = o->save && o->async_save,
     };
 }
 
@@ -174,6 +175,7 @@ mt_memory_request mt_setup_memory(const mt_setup *s, int rank)
                 .n_io = n_slots > eval_slots ? n_slots : eval_slots,
                 .max_micro = s->max_micro,
                 .bucket_elems = s->o->ddp_bucket_size,
+                .recompute = mt_options_recompute(s->o),
                 .head_chunk_rows =
                     chunk > 0 ? chunk : tp_head_chunk_rows(rows, s->model.padded_vocab / place.tp, HEAD_CHUNK_BYTES),
             },

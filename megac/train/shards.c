@@ -51,7 +51,8 @@ static void take_stores(mt_shards *s, const mt_shards_config *c)
     if (!c->training) {
         return;
     }
-    if (c->dtype != MC_F32) {
+    s->own_main = c->dtype != MC_F32;
+    if (s->own_main) {
         s->main_store = mc_arena_take_1d(c->optimizer_arena, MC_F32, mt_shards_state_elems(s));
     }
     s->grad_store = mc_arena_take_1d(c->grads_arena, MC_F32, store_elems(s, s->zero < 2));
@@ -82,7 +83,6 @@ static void place_units(mt_shards *s, bool training)
 {
     int64_t param_at = 0, grad_at = 0, size = s->comm->size;
     size_t elem = mc_dtype_bytes(s->param_store.dtype);
-    bool own_main = s->main_store.data != s->param_store.data;
     for (int u = 0; u < s->params->n_units; u++) {
         const mt_unit *unit = &s->params->units[u];
         mt_shard *d = &s->units[u];
@@ -96,7 +96,7 @@ static void place_units(mt_shards *s, bool training)
         mc_tensor updated = s->zero > 0 ? d->param_part : d->param;
         d->state_at = s->zero > 0 ? unit->begin / size : unit->begin;
         d->main_at = d->state_at;
-        if (!own_main) {
+        if (!s->own_main) {
             d->main_at = ((char *)updated.data - (char *)s->param_store.data) / (int64_t)elem;
         }
         d->main = mc_tensor_slice(s->main_store, 0, d->main_at, updated.dims[0]);

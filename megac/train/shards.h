@@ -54,6 +54,7 @@ typedef struct mt_shards {
     const mc_comm *comm; /* data-parallel group */
     const ly_ctx *ly;
     int zero;
+    bool own_main;   /* main parameters have memory of their own: T is of 16 bits, and an optimizer runs */
     mt_shard *units; /* [params->n_units] */
     mc_tensor param_store, grad_store,
         main_store; /* all of `param`, `grad`, `main` that is kept; main_store is

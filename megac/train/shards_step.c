@@ -59,7 +59,7 @@ mc_status mt_shards_publish(mt_shards *s, bool cast)
 {
     for (int u = 0; u < s->params->n_units; u++) {
         mt_shard *d = &s->units[u];
-        if (cast && s->main_store.data != s->param_store.data) {
+        if (cast && s->own_main) {
             mc_tensor out = s->zero > 0 ? d->param_part : d->param;
             MC_TRY(s->ly->ops->cast(s->ly, &(ly_cast){.x = d->main, .out = out, .scale = 1}));
         }

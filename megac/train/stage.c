@@ -46,26 +46,94 @@ static mc_tensor take_rows(mt_stage *s, mc_arena *arena)
     return mc_arena_take_2d(arena, s->c->dtype, tp_local_rows(&s->x.tp, rows), s->c->hidden);
 }
 
+bool mt_stage_group(const mt_stage *s, int l, int *first_out, int *end_out)
+{
+    const mt_recompute *r = &s->x.recompute;
+    int n = r->full_layers < s->place.n_layers ? r->full_layers : s->place.n_layers;
+    if (l < 0 || l >= n) {
+        return false;
+    }
+    *first_out = l / r->group * r->group;
+    *end_out = *first_out + r->group < n ? *first_out + r->group : n;
+    return true;
+}
+
+/* A block's activations of one micro-batch: its own, or those that blocks which are computed again take in turn. Of the
+ * latter only the first of a group keeps its input. */
+static void take_block(mt_stage *s, mt_slot *slot, int l)
+{
+    mc_arena *stash = &s->arenas->stash;
+    mt_block_stash *b = &slot->blocks[l];
+    int first, end;
+    if (!mt_stage_group(s, l, &first, &end)) {
+        mt_block_stash_take(&s->x, s->sizes.micro_batch, stash, s->again, b);
+        b->h_in = l > 0 ? take_rows(s, stash) : (mc_tensor){0};
+        return;
+    }
+    *b = s->again[l - first];
+    if (l == 0) {
+        b->h_in = (mc_tensor){0}; /* the stage's input */
+    } else if (l == first && s->x.recompute.distribute) {
+        int64_t rows = b->h_in.dims[0] / s->place.tp;
+        slot->saved[l / s->x.recompute.group] = mc_arena_take_2d(stash, s->c->dtype, rows, s->c->hidden);
+    } else if (l == first) {
+        b->h_in = take_rows(s, stash);
+    }
+}
+
+/* Stashes for blocks that keep none, or (selective) what blocks do not keep. The first one's input is needed only where
+ * ranks keep parts of it. */
+static mc_status take_again(mt_stage *s)
+{
+    const mt_recompute *r = &s->x.recompute;
+    int n = r->full_layers > 0 ? r->group : r->core_attn || r->mlp ? 1 : 0;
+    if (n == 0 || s->place.n_layers == 0) {
+        return MC_OK;
+    }
+    n = n < s->place.n_layers ? n : s->place.n_layers;
+    MC_TRY(MC_NEW_N(&s->again, n, "activations computed again"));
+    for (int i = 0; i < n; i++) {
+        if (r->full_layers > 0) {
+            mt_block_stash_take(&s->x, s->sizes.micro_batch, &s->arenas->stash, NULL, &s->again[i]);
+            s->again[i].h_in = i > 0 || r->distribute ? take_rows(s, &s->arenas->stash) : (mc_tensor){0};
+        } else {
+            mt_block_shared_take(&s->x, s->sizes.micro_batch, &s->arenas->stash, &s->again[i]);
+        }
+    }
+    return MC_OK;
+}
+
+/* Without training nothing is kept: one block's activations serve all, and two buffers take turns between them. */
+static void take_evaluation(mt_stage *s, mt_block_stash *blocks)
+{
+    mc_arena *stash = &s->arenas->stash;
+    for (int l = 0; l < s->place.n_layers; l++) {
+        if (l == 0) {
+            mt_block_stash_take(&s->x, s->sizes.micro_batch, stash, NULL, &blocks[0]);
+        } else {
+            blocks[l] = blocks[0];
+        }
+        blocks[l].h_in = l == 0 ? (mc_tensor){0} : l > 2 ? blocks[l - 2].h_in : take_rows(s, stash);
+    }
+}
+
 /* The first slot's block activations serve evaluation too, where they live no longer than one block. */
 static mc_status take_slots(mt_stage *s)
 {
     int n_slots = s->sizes.n_slots > 0 ? s->sizes.n_slots : 1, n_layers = s->place.n_layers;
-    mc_arena *stash = &s->arenas->stash;
     MC_TRY(MC_NEW_N(&s->slots, n_slots, "activation slots"));
+    MC_TRY(take_again(s));
     for (int i = 0; i < n_slots; i++) {
         MC_TRY(MC_NEW_N(&s->slots[i].blocks, n_layers, "activation slots"));
+        if (s->x.recompute.distribute) {
+            MC_TRY(MC_NEW_N(&s->slots[i].saved, n_layers, "activation slots"));
+        }
+        if (s->sizes.n_slots == 0) {
+            take_evaluation(s, s->slots[i].blocks);
+            continue;
+        }
         for (int l = 0; l < n_layers; l++) {
-            mt_block_stash *b = &s->slots[i].blocks[l];
-            if (s->sizes.n_slots == 0 && l > 0) {
-                *b = s->slots[i].blocks[0];
-            } else {
-                mt_block_stash_take(&s->x, s->sizes.micro_batch, stash, b);
-            }
-            if (s->sizes.n_slots == 0 && l > 2) {
-                b->h_in = s->slots[i].blocks[l - 2].h_in; /* nothing is kept: two buffers take turns */
-            } else {
-                b->h_in = l > 0 ? take_rows(s, stash) : (mc_tensor){0};
-            }
+            take_block(s, &s->slots[i], l);
         }
     }
     return MC_OK;
@@ -139,6 +207,7 @@ mc_status mt_stage_create(const mt_model_config *c, const mt_place *place, const
     s->arenas = arenas;
     s->x.c = c;
     s->x.heads = mt_heads(c, place);
+    s->x.recompute = sizes->n_slots > 0 ? sizes->recompute : (mt_recompute){0};
     s->x.tp = (tp_ctx){
         .ly = &s->ly, .comm = tp_comm, .scratch = &arenas->scratch, .sequence_parallel = place->sequence_parallel};
     MC_TRY_GOTO(st, mt_params_create(c, place, &s->params), undo_stage);
@@ -163,8 +232,10 @@ void mt_stage_destroy(mt_stage *s)
     }
     for (int i = 0; s->slots && i < (s->sizes.n_slots > 0 ? s->sizes.n_slots : 1); i++) {
         mc_free(s->slots[i].blocks);
+        mc_free(s->slots[i].saved);
     }
     mc_free(s->slots);
+    mc_free(s->again);
     mc_free(s->io);
     mc_free(s->blocks);
     mt_shards_destroy(&s->shards);

@@ -27,12 +27,14 @@ typedef struct mt_stage_sizes {
     int n_io;      /* micro-batches whose input and output live at once (>= n_slots; evaluation may need more) */
     int max_micro; /* micro-batches of a step */
     int64_t head_chunk_rows;
+    mt_recompute recompute;
     int64_t bucket_elems; /* least elements of a gradient bucket */
 } mt_stage_sizes;
 
 /* Activations of one micro-batch. */
 typedef struct mt_slot {
     mt_block_stash *blocks; /* [layer of this stage]; absent in slots that only evaluation uses */
+    mc_tensor *saved;       /* [group of layers] with recompute.distribute: this rank's rows of the group's input */
 } mt_slot;
 
 typedef struct mt_io {
@@ -55,6 +57,7 @@ typedef struct mt_stage {
     tp_head head;
     mc_tensor final_gamma, final_beta, dfinal_gamma, dfinal_beta;
     mt_slot *slots;
+    mt_block_stash *again; /* [recompute.group] stashes that blocks without their own take in turn */
     mt_io *io;
     mc_tensor grads[PP_GRAD_BUFFERS]; /* (Rl,C) */
     mc_tensor losses;                 /* (max_micro, R) f32, of the step under way */
@@ -74,6 +77,9 @@ mc_status mt_stage_create(const mt_model_config *c, const mt_place *place, const
                           const ly_ctx *ly, const mc_comm *tp_comm, const mc_comm *dp_comm, mc_device *dev,
                           mt_arenas *arenas, mt_stage **stage_out) MC_MUST_CHECK;
 void mt_stage_destroy(mt_stage *stage);
+
+/* Blocks [first, *end_out) that layer l is computed again with; false where it keeps its stash. */
+bool mt_stage_group(const mt_stage *stage, int l, int *first_out, int *end_out);
 
 /* Writes the rotary tables and initial parameters. Waits for the device. */
 mc_status mt_stage_init_values(mt_stage *stage, mc_pool *pool) MC_MUST_CHECK;

@@ -147,10 +147,24 @@ static mc_status trace_block(const mt_stage *s, const mt_micro *m, int l, const 
     return mt_trace_tensor(t, MT_TRACE_OUTPUT, layer, sample, rows, out);
 }
 
-/* h_in of the first block -> h_out, through `blocks`' stashes; each block's output is the next one's input. */
-static mc_status run_blocks(mt_stage *s, const mt_micro *m, const mt_block_stash *stashes, mc_tensor h_in,
-                            mc_tensor h_out)
+/* With recompute.distribute: this rank's rows of the input of a group of blocks, which all tensor-parallel ranks hold.
+ */
+static mc_status keep_rows(mt_stage *s, const mt_slot *slot, int l, mc_tensor h_in)
 {
+    int first, end;
+    if (!s->loader || !s->training || l == 0 || !s->x.recompute.distribute || !mt_stage_group(s, l, &first, &end) ||
+        l != first) {
+        return MC_OK;
+    }
+    mc_tensor saved = slot->saved[l / s->x.recompute.group];
+    mc_tensor mine = mc_tensor_slice(h_in, 0, s->place.tp_rank * saved.dims[0], saved.dims[0]);
+    return s->dev->ops->copy(s->dev, saved.data, mine.data, mc_tensor_bytes(saved), s->ly.stream);
+}
+
+/* h_in of the first block -> h_out, through the slot's stashes; each block's output is the next one's input. */
+static mc_status run_blocks(mt_stage *s, const mt_micro *m, const mt_slot *slot, mc_tensor h_in, mc_tensor h_out)
+{
+    const mt_block_stash *stashes = slot->blocks;
     int64_t local = tp_local_rows(&s->x.tp, m->batch * m->seq_len);
     if (s->place.n_layers == 0) { /* embedding or head alone: a dropout of nothing is a copy */
         ly_embed_finish_fwd copy = {
@@ -165,6 +179,7 @@ static mc_status run_blocks(mt_stage *s, const mt_micro *m, const mt_block_stash
         mt_block_stash full = stashes[l];
         full.h_in = l == 0 ? h_in : full.h_in;
         mt_block_stash view = mt_block_stash_view(&s->x, &full, m);
+        MC_TRY(keep_rows(s, slot, l, view.h_in));
         mc_tensor out = l + 1 < s->place.n_layers ? stashes[l + 1].h_in : h_out;
         out = mc_tensor_slice(out, 0, 0, local);
         MC_TRY(mt_block_fwd(&s->x, &s->blocks[l], m, &view, out));
@@ -180,9 +195,37 @@ static mc_status stage_forward(void *arg, int micro, int slot)
     mt_io *io = &s->io[slot];
     MC_TRY(fetch(s, micro, io));
     MC_TRY(embed(s, &m, io->tokens, io->h_in));
-    MC_TRY(run_blocks(s, &m, s->slots[s->training ? slot : 0].blocks, io->h_in, io->h_out));
+    MC_TRY(run_blocks(s, &m, &s->slots[s->training ? slot : 0], io->h_in, io->h_out));
     /* Training computes the loss at the head of the backward, where the logits serve the gradient as well. */
     return mt_has_head(&s->place) && !s->training ? head(s, micro, io, io->h_out, (mc_tensor){0}) : MC_OK;
+}
+
+static mt_block_stash stash_of(const mt_stage *s, int slot, int l)
+{
+    mt_block_stash stash = s->slots[slot].blocks[l];
+    stash.h_in = l == 0 ? s->io[slot].h_in : stash.h_in;
+    return stash;
+}
+
+/* Before the backward of the last block of a group that keeps no stashes: its forward again, without what only the last
+ * one's output needs. */
+static mc_status run_group_again(mt_stage *s, const mt_micro *m, int slot, int l)
+{
+    int first, end;
+    if (!mt_stage_group(s, l, &first, &end) || l != end - 1) {
+        return MC_OK;
+    }
+    if (first > 0 && s->x.recompute.distribute) {
+        mc_tensor saved = s->slots[slot].saved[first / s->x.recompute.group];
+        MC_TRY(mc_comm_all_gather(s->x.tp.comm, saved, stash_of(s, slot, first).h_in));
+    }
+    for (int k = first; k < end; k++) {
+        mt_block_stash stash = stash_of(s, slot, k);
+        mc_tensor out = k + 1 < end ? stash_of(s, slot, k + 1).h_in : (mc_tensor){0};
+        MC_TRY(acquire_block(s, k, k + 1 < end ? k + 1 : -1));
+        MC_TRY(mt_block_fwd(&s->x, &s->blocks[k], m, &stash, out));
+    }
+    return MC_OK;
 }
 
 static mc_status stage_backward(void *arg, pp_kind kind, int micro, int slot, int buffer, bool last)
@@ -200,13 +243,13 @@ static mc_status stage_backward(void *arg, pp_kind kind, int micro, int slot, in
         MC_TRY(mt_shards_close_grads(&s->shards, head_unit(s), last));
     }
     for (int l = s->place.n_layers - 1; l >= 0; l--) {
-        mt_block_stash full = s->slots[slot].blocks[l];
-        full.h_in = l == 0 ? io->h_in : full.h_in;
+        mt_block_stash stash = stash_of(s, slot, l);
         MC_TRY(mt_trace_tensor(s->trace, MT_TRACE_D_OUTPUT, s->place.first_layer + l, (int64_t)m.sample0,
                                counts_rows(s), dh));
+        MC_TRY(run_group_again(s, &m, slot, l));
         MC_TRY(acquire_block(s, l, l - 1));
         MC_TRY(mt_shards_open_grads(&s->shards, unit0 + l));
-        MC_TRY(mt_block_bwd(&s->x, &s->blocks[l], &m, &full, dh));
+        MC_TRY(mt_block_bwd(&s->x, &s->blocks[l], &m, &stash, dh));
         MC_TRY(mt_shards_close_grads(&s->shards, unit0 + l, last));
     }
     if (mt_has_embedding(&s->place)) {
@@ -259,7 +302,7 @@ mc_status mt_stage_forward_tokens(mt_stage *s, int64_t len, mc_tensor *logits_ou
     mc_arena *scratch = &s->arenas->scratch;
     mc_tensor h_in = mt_stage_token_input(s, len), h_out = mt_stage_token_output(s, len), full;
     MC_TRY(embed(s, &m, s->io[0].tokens, h_in));
-    MC_TRY(run_blocks(s, &m, s->slots[0].blocks, h_in, h_out));
+    MC_TRY(run_blocks(s, &m, &s->slots[0], h_in, h_out));
     if (!mt_has_head(&s->place)) {
         return MC_OK;
     }

@@ -15,7 +15,8 @@ static inline mc_status ckpt_save_rank(const char *tmp, const ckpt_layout *l, in
     ckpt_fill(&r, salt);
     mc_status st = mt_i_shard_plan(r.items, r.n_items, rank, l->tp * l->pp, &shard);
     if (st == MC_OK) {
-        st = mt_i_shard_write(tmp, iteration, &shard);
+        st = mt_i_shard_open(tmp, iteration, &shard);
+        st = st == MC_OK ? mt_i_shard_write(&shard) : st;
         mt_i_shard_table(&shard, tables);
         mt_i_shard_fini(&shard);
     }

@@ -70,7 +70,7 @@ FLAGS = {
     "fp16": ([*GOOD, "--fp16"], ["--fp16"]),
     "hybrid sharding": ([*GOOD, "--num-distributed-optimizer-instances", "2"], ["--num-distributed-optimizer-instances"]),
     "two ZeRO stages": ([*GOOD, "--zero", "2", "--use-distributed-optimizer"], ["--zero 2", "leave one out"]),
-    "recompute": ([*GOOD, "--recompute-granularity", "full"], ["--recompute-granularity"]),
+    "recompute method alone": ([*GOOD, "--recompute-method", "block"], ["--recompute-method", "--recompute-granularity full"]),
     "odd head size with rope": (
         [*change("--kv-channels", "7"), "--position-embedding-type", "rope"],
         ["7"],

@@ -89,6 +89,7 @@ static void run_one(mt_engine *e, ds_loader *loader, uint64_t first, int n_micro
 {
     double weight;
     pp_stats stats;
+    mt_votes votes = {0};
     mt_step_result result;
     assert_int_equal(ds_loader_request(loader, first, n_micro), MC_OK);
     assert_int_equal(ds_loader_next(loader, &weight), MC_OK);
@@ -96,7 +97,7 @@ static void run_one(mt_engine *e, ds_loader *loader, uint64_t first, int n_micro
     assert_int_equal(e->arenas.scratch.used_bytes, 0);
     if (training) {
         assert_int_equal(stats.peak_live, 1); /* 1F1B on one stage */
-        assert_int_equal(mt_optimizer_step(e->optimizer, 1e-3, 1e-3, 0.1, n_micro, &result), MC_OK);
+        assert_int_equal(mt_optimizer_step(e->optimizer, 1e-3, 1e-3, 0.1, n_micro, &votes, &result), MC_OK);
         assert_false(result.skipped);
         assert_int_equal(e->arenas.scratch.used_bytes, 0);
     }

@@ -162,7 +162,7 @@ static void treatments_are_what_rows_say(void **state)
         refused += row->kind == MC_OPTION_UNAVAILABLE;
         mt_options_free(o);
     }
-    assert_true(ignored > 80 && refused > 60);
+    assert_true(ignored > 60 && refused > 30); /* fewer with every release */
 }
 
 int main(int argc, char **argv)

@@ -56,7 +56,6 @@ def test_flags_of_megatron_and_the_short_one_agree(tmp_path):
     for flags in (
         ["--zero", "2", "--data-parallel-sharding-strategy", "optim"],
         ["--zero", "0", "--use-distributed-optimizer"],
-        ["--use-distributed-optimizer", "--data-parallel-sharding-strategy", "no_shard"],
     ):
         done = run(["plan", *COMMON, "--micro-batch-size", "1", *flags], expect=2)
         assert "contradicts" in done.stderr and len(done.stderr.splitlines()) == 1
