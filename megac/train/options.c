@@ -87,7 +87,8 @@ mc_status mt_options_text(const mt_options *o, char **text_out)
 
 bool mt_options_need_checkpoint(const mt_options *o)
 {
-    return o->load && (o->use_checkpoint_args || o->command == MT_EVAL || o->command == MT_GENERATE);
+    return (o->load || o->pretrained_checkpoint) &&
+           (o->use_checkpoint_args || o->command == MT_EVAL || o->command == MT_GENERATE);
 }
 
 mc_status mt_options_adopt(mt_options *o, const char *where, const char *text)
