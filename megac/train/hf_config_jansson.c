@@ -239,6 +239,13 @@ static void add_length(reader *r, int64_t positions)
     add_int(r, "--seq-length", positions < MT_HF_SEQ_LENGTH ? positions : MT_HF_SEQ_LENGTH);
 }
 
+static mc_status check_multiple(const reader *r, const char *name, int64_t v, const char *of, int64_t unit)
+{
+    return v % unit == 0 ? MC_OK
+                         : MC_FAIL(MC_INPUT, "%s: \"%s\" %lld is no multiple of \"%s\" %lld", r->path, name,
+                                   (long long)v, of, (long long)unit);
+}
+
 static mc_status read_gpt2(reader *r)
 {
     int64_t hidden, layers, heads, positions, inner;
@@ -248,6 +255,7 @@ static mc_status read_gpt2(reader *r)
     MC_TRY(get_int(r, "n_embd", -1, &hidden));
     MC_TRY(get_int(r, "n_layer", -1, &layers));
     MC_TRY(get_int(r, "n_head", -1, &heads));
+    MC_TRY(check_multiple(r, "n_embd", hidden, "n_head", heads));
     MC_TRY(get_int(r, "n_positions", -1, &positions));
     MC_TRY(get_int(r, "n_inner", 4 * hidden, &inner));
     MC_TRY(get_real(r, r->root, "layer_norm_epsilon", 1e-5, &eps));
@@ -339,16 +347,20 @@ static mc_status count_sliding(const reader *r, int64_t layers, int64_t *sliding
     if (types && json_array_size(types) != (size_t)layers) {
         return MC_FAIL(MC_INPUT, "%s: \"layer_types\" does not list %lld layers", r->path, (long long)layers);
     }
-    for (int64_t i = 0; i < layers; i++) {
-        const json_t *v = json_array_get(types, (size_t)i);
+    for (size_t i = 0; i < json_array_size(types); i++) {
+        const json_t *v = json_array_get(types, i);
         const char *kind = json_string_value(v);
         bool full = kind && strcmp(kind, "full_attention") == 0;
-        if (types && !full && !(kind && strcmp(kind, "sliding_attention") == 0)) {
-            return refuse(r, "layer_types", v ? v : types, "megac has full_attention and sliding_attention");
+        if (!full && !(kind && strcmp(kind, "sliding_attention") == 0)) {
+            return refuse(r, "layer_types", v, "megac has full_attention and sliding_attention");
         }
+        *sliding_out += uses && !full;
+    }
+    if (!types && uses) {
         /* Qwen's rule without a list: the first layers look at everything. */
-        bool early = r->arch != MT_HF_MISTRAL && i < (json_is_integer(first) ? json_integer_value(first) : 28);
-        *sliding_out += uses && (types ? !full : !early);
+        int64_t preset = r->arch == MT_HF_MISTRAL ? 0 : 28;
+        int64_t early = json_is_integer(first) ? json_integer_value(first) : preset;
+        *sliding_out = early < layers ? layers - (early > 0 ? early : 0) : 0;
     }
     return MC_OK;
 }
@@ -404,6 +416,7 @@ static mc_status read_llama(reader *r)
     bool key_there = json_object_get(r->root, "num_key_value_heads") || r->arch == MT_HF_LLAMA;
     MC_TRY(get_int(r, "num_key_value_heads", key_there ? heads : -1, &groups));
     MC_TRY(get_int(r, "head_dim", qwen3 && !json_object_get(r->root, "head_dim") ? 128 : hidden / heads, &size));
+    MC_TRY(check_multiple(r, "num_attention_heads", heads, "num_key_value_heads", groups));
     MC_TRY(get_int(r, "max_position_embeddings", -1, &positions));
     MC_TRY(get_real(r, r->root, "rms_norm_eps", 1e-6, &eps));
     add_int(r, "--num-layers", layers);

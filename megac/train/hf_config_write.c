@@ -123,16 +123,12 @@ static void put_real(mt_text *t, const char *name, double v)
 static void write_gpt2(const mt_options *o, mt_text *t)
 {
     put_word(t, "activation_function", "gelu_new");
-    put_real(t, "attn_pdrop", o->attention_dropout);
-    put_real(t, "embd_pdrop", o->hidden_dropout);
-    put_real(t, "initializer_range", o->init_method_std);
     put_real(t, "layer_norm_epsilon", o->norm_epsilon);
     put_int(t, "n_embd", o->hidden_size);
     put_int(t, "n_head", o->num_attention_heads);
     put_int(t, "n_inner", o->ffn_hidden_size);
     put_int(t, "n_layer", o->num_layers);
     put_int(t, "n_positions", o->max_position_embeddings);
-    put_real(t, "resid_pdrop", o->hidden_dropout);
     put_bool(t, "scale_attn_by_inverse_layer_idx", false);
     put_bool(t, "scale_attn_weights", true);
 }
@@ -174,11 +170,9 @@ static void write_llama(mt_hf_arch arch, const mt_options *o, mt_text *t)
     } else if (arch == MT_HF_QWEN3) {
         put_bool(t, "attention_bias", false);
     }
-    put_real(t, "attention_dropout", o->attention_dropout);
     put_int(t, "head_dim", o->kv_channels);
     put_word(t, "hidden_act", "silu");
     put_int(t, "hidden_size", o->hidden_size);
-    put_real(t, "initializer_range", o->init_method_std);
     put_int(t, "intermediate_size", o->ffn_hidden_size);
     put_int(t, "max_position_embeddings", o->max_position_embeddings);
     put_int(t, "num_attention_heads", o->num_attention_heads);
