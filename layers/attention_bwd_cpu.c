@@ -5,10 +5,14 @@
  *
  * Each sum is one chain in one order: dK and dV by query head, then query; dQ by key. So the same code may run as one
  * task per (sample, KV group) that makes all three (5 products), or, where these are too few for the threads, as tasks
- * over key blocks for dK and dV followed by tasks over query blocks for dQ (7 products), with the same bits. */
+ * over key blocks for dK and dV followed by tasks over query blocks for dQ (7 products), with the same bits.
+ *
+ * A query block's dQ goes on from span to span of keys: in the tensor itself where that is f32, else in scratch,
+ * rounded when the last span was seen. */
 #include "layers/cpu/attention_block.h"
 #include "layers/cpu/attention_dropout.h"
 #include "layers/cpu/isa.h"
+#include "layers/cpu/rows.h"
 
 #define LOG2_E 1.44269504088896340736f
 
@@ -26,12 +30,14 @@ typedef struct bwd_call {
     ly_at_shape s;
     int64_t span; /* keys in scratch at once, a multiple of s.keys */
     int64_t n_spans, n_blocks;
+    int64_t n_dq; /* blocks of queries of a task whose dQ lies in scratch at once */
 } bwd_call;
 
 /* A task's blocks in scratch, all float. */
 typedef struct bwd_scratch {
     float *q_lanes, *dout_lanes; /* panels (queries / LANES, H, LANES); q times scale * log2(e) */
-    ly_at_rows q, dout, dq;      /* (queries, H) */
+    ly_at_rows q, dout;          /* (queries, H) */
+    ly_at_rows dq;               /* n_dq times (queries rounded up to LY_AT_ROWS, H) */
     ly_at_rows k, v, dk, dv;     /* (span, H) */
     float *p, *ds;               /* (keys, queries); ds holds dP first */
     uint32_t *mask;              /* dropout, like p */
@@ -47,14 +53,19 @@ typedef struct bwd_part {
     bool make_kv, make_q;
 } bwd_part;
 
-static size_t bwd_layout(const ly_at_shape *s, int64_t span, float *base, bwd_scratch *out)
+static int64_t dq_rows(const ly_at_shape *s)
 {
-    int64_t rows = ly_at_round_up(s->queries, LY_AT_ROWS), at = 0, p_floats = s->keys * s->s_row;
+    return ly_at_round_up(s->queries, LY_AT_ROWS);
+}
+
+static size_t bwd_layout(const ly_at_shape *s, int64_t span, int64_t n_dq, float *base, bwd_scratch *out)
+{
+    int64_t at = 0, p_floats = s->keys * s->s_row;
     out->q_lanes = ly_at_take(base, &at, s->queries * s->H);
     out->dout_lanes = ly_at_take(base, &at, s->queries * s->H);
     out->q = (ly_at_rows){ly_at_take(base, &at, s->queries * s->row), s->row};
     out->dout = (ly_at_rows){ly_at_take(base, &at, s->queries * s->row), s->row};
-    out->dq = (ly_at_rows){ly_at_take(base, &at, rows * s->row), s->row};
+    out->dq = (ly_at_rows){ly_at_take(base, &at, n_dq * dq_rows(s) * s->row), s->row};
     out->k = (ly_at_rows){ly_at_take(base, &at, span * s->row), s->row};
     out->v = (ly_at_rows){ly_at_take(base, &at, span * s->row), s->row};
     out->dk = (ly_at_rows){ly_at_take(base, &at, span * s->row), s->row};
@@ -108,7 +119,7 @@ static void scores_bwd_panel(const bwd_call *f, const bwd_scratch *w, const ly_a
 
 /* One block of scores; its keys start at row `at` of the span. */
 static void bwd_block(const bwd_call *f, const bwd_scratch *w, const bwd_part *part, const ly_at_block *b, int64_t j,
-                      int64_t at)
+                      int64_t at, ly_at_rows dq)
 {
     const ly_at_shape *s = &f->s;
     ly_at_rows k = ly_at_from(w->k, at), v = ly_at_from(w->v, at);
@@ -134,26 +145,21 @@ static void bwd_block(const bwd_call *f, const bwd_scratch *w, const bwd_part *p
     for (int64_t i = 0; i < b->n_q && part->make_q; i += LY_AT_ROWS) {
         ly_at_range keys = ly_at_keys_seen(b, i, LY_AT_ROWS);
         ly_at_operand ds = {w->ds + i, 1, s->s_row};
-        ly_at_row_tile(keys.begin, keys.end, ds, k, ly_at_from(w->dq, i), s->cols);
+        ly_at_row_tile(keys.begin, keys.end, ds, k, ly_at_from(dq, i), s->cols);
     }
 }
 
-/* Brings a block of queries into scratch; dQ continues from memory where earlier keys have contributed. */
-static void load_queries(const bwd_call *f, const bwd_scratch *w, const bwd_part *part, int64_t j, int64_t q0,
-                         bool first_keys)
+/* Brings a block of queries into scratch. */
+static void load_queries(const bwd_call *f, const bwd_scratch *w, const bwd_part *part, int64_t j, int64_t q0)
 {
     const ly_at_shape *s = &f->s;
     int64_t n = ly_at_min(s->queries, s->T - q0), padded = ly_at_round_up(n, LY_AT_LANES);
-    ly_at_rows q = ly_at_from(ly_at_view(f->a->q, s->T, part->batch, part->g, j), q0);
-    ly_at_rows dout = ly_at_from(ly_at_view(f->a->dout, s->T, part->batch, part->g, j), q0);
+    ly_at_typed q = ly_at_view_from(ly_at_view(f->a->q, s->T, part->batch, part->g, j), q0);
+    ly_at_typed dout = ly_at_view_from(ly_at_view(f->a->dout, s->T, part->batch, part->g, j), q0);
     ly_at_pack_lanes(w->q_lanes, q, n, padded, s->H, f->a->scale * LOG2_E);
     ly_at_pack_lanes(w->dout_lanes, dout, n, padded, s->H, 1.0f);
     ly_at_pack_rows(w->q, q, n, padded, s->H, s->cols);
     ly_at_pack_rows(w->dout, dout, n, padded, s->H, s->cols);
-    if (part->make_q) {
-        ly_at_rows dq = ly_at_from(ly_at_view(f->a->dq, s->T, part->batch, part->g, j), q0);
-        ly_at_pack_rows(w->dq, dq, first_keys ? 0 : n, ly_at_round_up(s->queries, LY_AT_ROWS), s->H, s->cols);
-    }
     int64_t row = ((part->batch * s->G + part->g) * s->r + j) * s->T + q0;
     const float *lse = (const float *)f->a->lse.data + row, *delta = (const float *)f->a->delta.data + row;
     for (int64_t i = 0; i < padded; i++) {
@@ -162,14 +168,11 @@ static void load_queries(const bwd_call *f, const bwd_scratch *w, const bwd_part
     }
 }
 
-/* Writes n rows of a gradient. */
-static void store_rows(ly_at_rows dst, ly_at_rows src, int64_t n, int64_t H)
+/* Scratch for dQ of block `block` of head j. */
+static ly_at_rows dq_of(const bwd_call *f, const bwd_scratch *w, const bwd_part *part, int64_t j, int64_t block)
 {
-    for (int64_t i = 0; i < n; i++) {
-        for (int64_t h = 0; h < H; h += LY_LANES) {
-            ly_vstore_n(dst.p + i * dst.row + h, ly_vload(src.p + i * src.row + h), H - h);
-        }
-    }
+    int64_t number = (j - part->j_begin) * (part->q_end - part->q_begin) + block - part->q_begin;
+    return ly_at_from(w->dq, f->n_dq > 1 ? number * dq_rows(&f->s) : 0);
 }
 
 /* All blocks of queries of head j against one span of keys [k_begin, k_end). */
@@ -180,16 +183,22 @@ static void bwd_head(const bwd_call *f, const bwd_scratch *w, const bwd_part *pa
     int64_t first = ly_at_max(part->q_begin, k_begin / s->queries);
     int64_t last_query = ly_at_min(s->T - 1, k_end - 1 + s->window);
     int64_t end = ly_at_min(part->q_end, last_query / s->queries + 1);
+    ly_at_typed dq_out = ly_at_view(f->a->dq, s->T, part->batch, part->g, j);
     for (int64_t block = first; block < end; block++) {
         int64_t q0 = block * s->queries, n_q = ly_at_min(s->queries, s->T - q0);
         int64_t k_first = ly_at_max(0, q0 - s->window) / s->keys * s->keys;
-        load_queries(f, w, part, j, q0, k_first >= k_begin);
+        bool in_tensor = dq_out.type == MC_F32, first_keys = k_first >= k_begin, last_keys = q0 + n_q <= k_end;
+        ly_at_rows dq = dq_of(f, w, part, j, block);
+        load_queries(f, w, part, j, q0);
+        if (part->make_q && (in_tensor || first_keys)) {
+            ly_at_pack_rows(dq, ly_at_view_from(dq_out, q0), first_keys ? 0 : n_q, dq_rows(s), s->H, s->cols);
+        }
         for (int64_t k0 = ly_at_max(k_first, k_begin); k0 < ly_at_min(k_end, q0 + n_q); k0 += s->keys) {
             ly_at_block b = ly_at_block_of(s, q0, k0);
-            bwd_block(f, w, part, &b, j, k0 - k_begin);
+            bwd_block(f, w, part, &b, j, k0 - k_begin, dq);
         }
-        if (part->make_q) {
-            store_rows(ly_at_from(ly_at_view(f->a->dq, s->T, part->batch, part->g, j), q0), w->dq, n_q, s->H);
+        if (part->make_q && (in_tensor || last_keys)) {
+            ly_at_store_rows(ly_at_view_from(dq_out, q0), dq, NULL, n_q, s->H);
         }
     }
 }
@@ -198,15 +207,15 @@ static void bwd_run(const bwd_call *f, const bwd_part *part, void *scratch)
 {
     const ly_at_shape *s = &f->s;
     bwd_scratch w;
-    (void)bwd_layout(s, f->span, scratch, &w);
+    (void)bwd_layout(s, f->span, f->n_dq, scratch, &w);
     memset(w.p, 0, (size_t)(s->keys * s->s_row) * sizeof(float));
     memset(w.ds, 0, (size_t)(s->keys * s->s_row) * sizeof(float));
     for (int64_t i = part->span_begin; i < part->span_end; i++) {
         int64_t k0 = i * f->span, n = ly_at_min(f->span, s->T - k0), padded = ly_at_round_up(n, LY_AT_ROWS);
-        ly_at_rows k = ly_at_view(f->a->k, s->T, part->batch, part->g, 0);
-        ly_at_rows v = ly_at_view(f->a->v, s->T, part->batch, part->g, 0);
-        ly_at_pack_rows(w.k, ly_at_from(k, k0), n, padded, s->H, s->cols);
-        ly_at_pack_rows(w.v, ly_at_from(v, k0), n, padded, s->H, s->cols);
+        ly_at_typed k = ly_at_view_from(ly_at_view(f->a->k, s->T, part->batch, part->g, 0), k0);
+        ly_at_typed v = ly_at_view_from(ly_at_view(f->a->v, s->T, part->batch, part->g, 0), k0);
+        ly_at_pack_rows(w.k, k, n, padded, s->H, s->cols);
+        ly_at_pack_rows(w.v, v, n, padded, s->H, s->cols);
         if (part->make_kv) {
             memset(w.dk.p, 0, (size_t)(padded * s->row) * sizeof(float));
             memset(w.dv.p, 0, (size_t)(padded * s->row) * sizeof(float));
@@ -215,8 +224,10 @@ static void bwd_run(const bwd_call *f, const bwd_part *part, void *scratch)
             bwd_head(f, &w, part, j, k0, k0 + n);
         }
         if (part->make_kv) {
-            store_rows(ly_at_from(ly_at_view(f->a->dk, s->T, part->batch, part->g, 0), k0), w.dk, n, s->H);
-            store_rows(ly_at_from(ly_at_view(f->a->dv, s->T, part->batch, part->g, 0), k0), w.dv, n, s->H);
+            ly_at_typed dk = ly_at_view_from(ly_at_view(f->a->dk, s->T, part->batch, part->g, 0), k0);
+            ly_at_typed dv = ly_at_view_from(ly_at_view(f->a->dv, s->T, part->batch, part->g, 0), k0);
+            ly_at_store_rows(dk, w.dk, NULL, n, s->H);
+            ly_at_store_rows(dv, w.dv, NULL, n, s->H);
         }
     }
 }
@@ -251,6 +262,20 @@ static void q_task(void *arg, int task, int thread, void *scratch)
     bwd_run(f, &part, scratch);
 }
 
+LY_INLINE void delta_rows(mc_dtype type, const void *out, int64_t out_row, const void *dout, int64_t dout_row,
+                          int64_t n, int64_t H, float *delta)
+{
+    for (int64_t t = 0; t < n; t++) {
+        ly_vf sum = ly_vzero();
+        for (int64_t c = 0; c < H; c += LY_LANES) {
+            ly_vf x = ly_tload(type, ly_elem(type, out, t * out_row + c), H - c);
+            ly_vf y = ly_tload(type, ly_elem(type, dout, t * dout_row + c), H - c);
+            sum = ly_vfma(x, y, sum);
+        }
+        delta[t] = ly_vsum(sum);
+    }
+}
+
 /* delta of one (sample, query head). */
 static void delta_task(void *arg, int task, int thread, void *scratch)
 {
@@ -259,18 +284,10 @@ static void delta_task(void *arg, int task, int thread, void *scratch)
     const bwd_call *f = arg;
     const ly_at_shape *s = &f->s;
     int64_t heads = s->G * s->r, batch = task / heads, h = task % heads;
-    ly_at_rows out = ly_at_view(f->a->out, s->T, batch, h / s->r, h % s->r);
-    ly_at_rows dout = ly_at_view(f->a->dout, s->T, batch, h / s->r, h % s->r);
+    ly_at_typed out = ly_at_view(f->a->out, s->T, batch, h / s->r, h % s->r);
+    ly_at_typed dout = ly_at_view(f->a->dout, s->T, batch, h / s->r, h % s->r);
     float *delta = (float *)f->a->delta.data + task * s->T;
-    for (int64_t t = 0; t < s->T; t++) {
-        ly_vf sum = ly_vzero();
-        for (int64_t c = 0; c < s->H; c += LY_LANES) {
-            ly_vf x = ly_vload_n(out.p + t * out.row + c, s->H - c),
-                  y = ly_vload_n(dout.p + t * dout.row + c, s->H - c);
-            sum = ly_vfma(x, y, sum);
-        }
-        delta[t] = ly_vsum(sum);
-    }
+    LY_FOR_TYPE(out.type, T, delta_rows(T, out.p, out.row, dout.p, dout.row, s->T, s->H, delta));
 }
 
 /* Whether the two passes of finer tasks end sooner: time in units of one product over one (sample, group). */
@@ -286,7 +303,7 @@ static int64_t span_keys(const ly_at_shape *s, size_t scratch_bytes)
     bwd_scratch unused;
     int64_t wanted = ly_at_max(1, SPAN_BYTES / (4 * s->row * (int64_t)sizeof(float)) / s->keys);
     int64_t blocks = ly_at_min(wanted, (s->T + s->keys - 1) / s->keys);
-    while (blocks > 0 && bwd_layout(s, blocks * s->keys, NULL, &unused) > scratch_bytes) {
+    while (blocks > 0 && bwd_layout(s, blocks * s->keys, 1, NULL, &unused) > scratch_bytes) {
         blocks--;
     }
     return blocks * s->keys;
@@ -296,6 +313,7 @@ mc_status LY_CPU(attention_bwd)(const ly_ctx *cx, const ly_attention_bwd *a)
 {
     MC_TRY(ly_at_check("attention_bwd", a->q, a->k, a->v, a->out, a->lse, a->seq_len));
     MC_TRY(ly_at_check("attention_bwd", a->dq, a->dk, a->dv, a->dout, a->delta, a->seq_len));
+    LY_TRY_DTYPE("attention_bwd", a->dq, a->q.dtype);
     bwd_call f = {.a = a, .s = ly_at_shape_of(a->q, a->seq_len, a->window_left, a->head0, a->dropout)};
     int64_t queries = QUERIES, keys = KEYS;
     ly_at_set_block(&f.s, queries, keys);
@@ -306,7 +324,15 @@ mc_status LY_CPU(attention_bwd)(const ly_ctx *cx, const ly_attention_bwd *a)
     f.n_blocks = (f.s.T + f.s.queries - 1) / f.s.queries;
     int groups = (int)(f.s.B * f.s.G), heads = groups * (int)f.s.r;
     mc_pool_run(cx->pool, heads, delta_task, &f);
-    if (split_is_faster(&f, mc_pool_threads(cx->pool))) {
+    bool split = split_is_faster(&f, mc_pool_threads(cx->pool));
+    f.n_dq = 1;
+    if (!split && a->dq.dtype != MC_F32 && f.n_spans > 1) {
+        bwd_scratch unused;
+        f.n_dq = f.s.r * f.n_blocks;
+        split = bwd_layout(&f.s, f.span, f.n_dq, NULL, &unused) > mc_pool_scratch_bytes(cx->pool);
+        f.n_dq = split ? 1 : f.n_dq;
+    }
+    if (split) {
         mc_pool_run(cx->pool, groups * (int)f.n_spans, kv_task, &f);
         mc_pool_run(cx->pool, heads * (int)f.n_blocks, q_task, &f);
     } else {

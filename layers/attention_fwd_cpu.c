@@ -128,18 +128,15 @@ static void fwd_block(const ly_at_shape *s, const fwd_scratch *w, const ly_at_bl
 }
 
 /* Divides by the sums and the share that dropout keeps; writes out and lse. */
-static void fwd_finish(const fwd_call *f, const fwd_scratch *w, ly_at_rows out, float *lse, int64_t n)
+static void fwd_finish(const fwd_call *f, const fwd_scratch *w, ly_at_typed out, float *lse, int64_t n)
 {
     const ly_at_shape *s = &f->s;
+    float *inverse = w->fade; /* of the last block of keys: done with */
     for (int64_t i = 0; i < n; i++) {
-        ly_vf inv = ly_vset1(1.0f / (w->sum[i] * (1.0f - s->dropout.p)));
-        const float *from = w->out.p + i * w->out.row;
-        float *to = out.p + i * out.row;
-        for (int64_t h = 0; h < s->H; h += LY_LANES) {
-            ly_vstore_n(to + h, ly_vmul(ly_vload(from + h), inv), s->H - h);
-        }
+        inverse[i] = 1.0f / (w->sum[i] * (1.0f - s->dropout.p));
         lse[i] = w->max[i] * LN_2 + logf(w->sum[i]);
     }
+    ly_at_store_rows(out, w->out, inverse, n, s->H);
 }
 
 /* Within a head the last block of queries, which sees the most keys, comes first. */
@@ -154,9 +151,9 @@ static void fwd_task(void *arg, int task, int thread, void *scratch)
     fwd_scratch w;
     (void)fwd_layout(s, scratch, &w);
 
-    ly_at_rows q = ly_at_view(f->a->q, s->T, batch, g, j);
-    ly_at_rows k = ly_at_view(f->a->k, s->T, batch, g, 0), v = ly_at_view(f->a->v, s->T, batch, g, 0);
-    ly_at_pack_lanes(w.q, ly_at_from(q, q0), n_q, ly_at_round_up(n_q, LY_AT_LANES), s->H, f->a->scale * LOG2_E);
+    ly_at_typed q = ly_at_view(f->a->q, s->T, batch, g, j);
+    ly_at_typed k = ly_at_view(f->a->k, s->T, batch, g, 0), v = ly_at_view(f->a->v, s->T, batch, g, 0);
+    ly_at_pack_lanes(w.q, ly_at_view_from(q, q0), n_q, ly_at_round_up(n_q, LY_AT_LANES), s->H, f->a->scale * LOG2_E);
     memset(w.out.p, 0, (size_t)(ly_at_round_up(s->queries, LY_AT_ROWS) * s->row) * sizeof(float));
     memset(w.p, 0, (size_t)(s->keys * s->s_row) * sizeof(float));
     for (int64_t i = 0; i < s->queries; i++) {
@@ -167,12 +164,12 @@ static void fwd_task(void *arg, int task, int thread, void *scratch)
     for (int64_t k0 = first; k0 < q0 + n_q; k0 += s->keys) {
         ly_at_block b = ly_at_block_of(s, q0, k0);
         int64_t n_k = ly_at_min(b.n_k, s->T - k0);
-        ly_at_pack_rows(w.k, ly_at_from(k, k0), n_k, b.n_k, s->H, s->H);
-        ly_at_pack_rows(w.v, ly_at_from(v, k0), n_k, b.n_k, s->H, s->cols);
+        ly_at_pack_rows(w.k, ly_at_view_from(k, k0), n_k, b.n_k, s->H, s->H);
+        ly_at_pack_rows(w.v, ly_at_view_from(v, k0), n_k, b.n_k, s->H, s->cols);
         fwd_block(s, &w, &b, batch, h);
     }
     float *lse = (float *)f->a->lse.data + (batch * heads + h) * s->T + q0;
-    fwd_finish(f, &w, ly_at_from(ly_at_view(f->a->out, s->T, batch, g, j), q0), lse, n_q);
+    fwd_finish(f, &w, ly_at_view_from(ly_at_view(f->a->out, s->T, batch, g, j), q0), lse, n_q);
 }
 
 mc_status LY_CPU(attention_fwd)(const ly_ctx *cx, const ly_attention_fwd *a)

@@ -1,146 +1,136 @@
-/* Backward of the fused bias + dropout + residual + norm: one pass by rows, then column sums over rows that are still
- * in the cache. Two passes, because sums over rows must not depend on how rows are spread over threads. */
+/* Backward of the fused bias + dropout + residual + norm: one pass over blocks of rows, each of which leaves its column
+ * sums in the threads' scratch; then these are added in the order of rows, so that sums do not depend on how blocks are
+ * spread over threads. Sums take what was computed, before it is rounded to T. */
 #include "layers/cpu/isa.h"
 #include "layers/cpu/norm_row.h"
 #include "layers/cpu/philox.h"
 #include "layers/cpu/rows.h"
 
+typedef enum { DGAMMA, DBETA, DY_BIAS, N_SUMS } sum_kind;
+
+/* Blocks of LY_COL_ROWS rows go in rounds of as many as the scratch has slots for. A slot holds N_SUMS rows of n_cols
+ * floats; slot 0 is the sum of all earlier rounds. */
 typedef struct norm_bwd_job {
     const ly_norm_bwd *a;
     int64_t n_rows, n_cols;
+    bool gains, bias;   /* dgamma or dbeta, dy_bias are wanted */
+    bool last;          /* the round under way is the last */
+    int64_t sum_floats; /* of one sum in a slot */
+    int64_t slots;      /* in each thread's scratch */
+    float *first_slot;  /* thread 0's */
+    int64_t thread_floats;
+    int64_t block0, n_blocks; /* of the round */
     int n_tasks;
 } norm_bwd_job;
 
-/* dh = dskip + dnorm and, in the same pass, out again. */
-static void dh_row(const norm_bwd_job *j, int64_t r)
+static float *slot_of(const norm_bwd_job *j, int64_t slot)
 {
-    const ly_norm_bwd *a = j->a;
-    int64_t n_cols = j->n_cols, at = r * n_cols;
-    const float *dout = ly_cf(a->dout) + at, *h = ly_cf(a->h) + at, *gamma = ly_cf(a->gamma), *beta = ly_cf(a->beta);
-    const float *dskip = mc_tensor_present(a->dskip) ? ly_cf(a->dskip) + at : NULL;
-    float *dh = ly_f(a->dh) + at, *out = mc_tensor_present(a->out) ? ly_f(a->out) + at : NULL;
-    ly_i_norm_grad g = ly_i_norm_grad_of(dout, h, ly_cf(a->stats) + 2 * r, gamma, a->one_plus_gamma, a->kind, n_cols);
-    for (int64_t c = 0; c < n_cols; c += LY_LANES) {
-        int64_t n = n_cols - c;
-        ly_vf d =
-            ly_i_norm_dx(&g, ly_vload_n(dout + c, n), ly_vload_n(h + c, n), ly_i_gain(gamma + c, n, a->one_plus_gamma));
-        if (dskip) {
-            d = ly_vadd(d, ly_vload_n(dskip + c, n));
-        }
-        ly_vstore_n(dh + c, d, n);
-    }
-    if (out) {
-        ly_i_norm_out(out, h, g.mean, g.rstd, gamma, a->one_plus_gamma, beta, n_cols);
-    }
+    return j->first_slot + slot / j->slots * j->thread_floats + slot % j->slots * N_SUMS * j->sum_floats;
 }
 
-/* dy = dropout mask . dh */
-static void dy_row(const norm_bwd_job *j, const float *dh, int64_t r, uint32_t *words_buf)
+/* One row: dh = dskip + dnorm, dy = dropout mask . dh, out again, and the row's part of the sums. `words` is NULL
+ * without dropout. */
+LY_INLINE void bwd_row(mc_dtype type, const norm_bwd_job *j, int64_t r, const uint32_t *words, float *sums)
 {
     const ly_norm_bwd *a = j->a;
     int64_t n_cols = j->n_cols, at = r * n_cols;
-    float *dy = ly_f(a->dy) + at;
-    if (!(a->dropout.p > 0.0f)) {
-        if (dy != dh + at) {
-            memcpy(dy, dh + at, (size_t)n_cols * sizeof *dy);
-        }
-        return;
-    }
-    const uint32_t *words = ly_dropout_row(words_buf, &a->dropout, r, n_cols);
+    const void *dout = ly_elem(type, a->dout.data, at), *h = ly_elem(type, a->h.data, at), *gamma = a->gamma.data;
+    const void *dskip = ly_elem(type, a->dskip.data, at), *beta = a->beta.data;
+    void *dh = a->dh.data == a->dskip.data && !dout ? NULL : ly_elem_out(type, a->dh.data, at);
+    void *dy = ly_elem_out(type, a->dy.data, at), *out = ly_elem_out(type, a->out.data, at);
+    float *dgamma = j->gains ? sums + DGAMMA * j->sum_floats : NULL, *dbeta = sums + DBETA * j->sum_floats;
+    float *dy_bias = j->bias ? sums + DY_BIAS * j->sum_floats : NULL;
+    bool one_plus = a->one_plus_gamma;
     ly_vi threshold = ly_viset1((int32_t)mc_rng_threshold(a->dropout.p));
     ly_vf scale = ly_vset1(1.0f / (1.0f - a->dropout.p));
+    ly_i_norm_grad g = {0};
+    if (dout) {
+        g = ly_i_norm_grad_of(type, dout, h, ly_cf(a->stats) + 2 * r, gamma, one_plus, a->kind, n_cols);
+    }
     for (int64_t c = 0; c < n_cols; c += LY_LANES) {
-        ly_vf d = ly_vload_n(dh + at + c, n_cols - c);
-        ly_vstore_n(dy + c, ly_vmul(ly_vkeep(ly_dropout_mask(words + c, threshold), d), scale), n_cols - c);
+        int64_t n = n_cols - c;
+        ly_vf d = ly_vzero();
+        if (dout) {
+            ly_vf up = ly_tload(type, ly_elem(type, dout, c), n), x = ly_tload(type, ly_elem(type, h, c), n);
+            ly_vf gain = ly_i_gain(type, gamma, c, n, one_plus), xhat = ly_i_xhat(x, g.mean, g.rstd);
+            d = ly_i_norm_dx(&g, up, x, gain);
+            if (out) {
+                ly_vf b = beta ? ly_tload(type, ly_elem(type, beta, c), n) : ly_vzero();
+                ly_tstore(type, ly_elem_out(type, out, c), ly_vfma(xhat, gain, b), n);
+            }
+            if (dgamma) {
+                ly_vstore(dgamma + c, ly_vfma(up, xhat, ly_vload(dgamma + c)));
+                ly_vstore(dbeta + c, ly_vadd(ly_vload(dbeta + c), up));
+            }
+            d = dskip ? ly_vadd(d, ly_tload(type, ly_elem(type, dskip, c), n)) : d;
+        } else {
+            d = ly_tload(type, ly_elem(type, dskip, c), n);
+        }
+        if (dh) {
+            ly_tstore(type, ly_elem_out(type, dh, c), d, n);
+        }
+        if (words) {
+            d = ly_vmul(ly_vkeep(ly_dropout_mask(words + c, threshold), d), scale);
+        }
+        if (dy) {
+            ly_tstore(type, ly_elem_out(type, dy, c), d, n);
+        }
+        if (dy_bias) {
+            ly_vstore(dy_bias + c, ly_vadd(ly_vload(dy_bias + c), d));
+        }
     }
 }
 
-/* Where the gradient of h lies once the row pass is done: dh, or dskip itself where there is no norm and no dh. */
-static const float *dh_of(const ly_norm_bwd *a)
-{
-    return mc_tensor_present(a->dh) ? ly_cf(a->dh) : ly_cf(a->dskip);
-}
-
+/* One block of rows. */
 static void rows_task(void *arg, int task, int thread, void *scratch)
 {
     const norm_bwd_job *j = arg;
     const ly_norm_bwd *a = j->a;
-    long r0, r1;
+    int64_t r0 = (j->block0 + task) * LY_COL_ROWS, r1 = r0 + LY_COL_ROWS < j->n_rows ? r0 + LY_COL_ROWS : j->n_rows;
+    float *sums = j->gains || j->bias ? slot_of(j, 1 + task) : NULL;
     (void)thread;
-    mc_pool_range((long)j->n_rows, j->n_tasks, task, 1, &r0, &r1);
+    if (sums) {
+        memset(sums, 0, (size_t)(N_SUMS * j->sum_floats) * sizeof *sums);
+    }
     for (int64_t r = r0; r < r1; r++) {
-        int64_t at = r * j->n_cols;
-        if (mc_tensor_present(a->dout)) {
-            dh_row(j, r);
-        } else if (dh_of(a) != ly_cf(a->dskip)) {
-            memcpy(ly_f(a->dh) + at, ly_cf(a->dskip) + at, (size_t)j->n_cols * sizeof(float));
-        }
-        if (mc_tensor_present(a->dy)) {
-            dy_row(j, dh_of(a), r, scratch);
-        }
+        const uint32_t *words = a->dropout.p > 0.0f ? ly_dropout_row(scratch, &a->dropout, r, j->n_cols) : NULL;
+        LY_FOR_TYPE(mc_tensor_present(a->dout) ? a->dout.dtype : a->dskip.dtype, T, bwd_row(T, j, r, words, sums));
     }
 }
 
-/* dgamma, dbeta += one strip of columns over all rows. */
-static void gamma_strip(const norm_bwd_job *j, int64_t c, int64_t n)
+/* One kind of sum of one strip of columns over the round's blocks; into *target at the end. */
+static void add_strip(const norm_bwd_job *j, sum_kind kind, mc_tensor target, int64_t c, int64_t n)
 {
-    const ly_norm_bwd *a = j->a;
-    const float *stats = ly_cf(a->stats);
-    ly_cols dgamma = ly_cols_zero(), dbeta = ly_cols_zero();
-    for (int64_t r0 = 0; r0 < j->n_rows; r0 += LY_COL_ROWS) {
-        int64_t r1 = r0 + LY_COL_ROWS < j->n_rows ? r0 + LY_COL_ROWS : j->n_rows;
-        ly_cols pg = ly_cols_zero(), pb = ly_cols_zero();
-        for (int64_t r = r0; r < r1; r++) {
-            ly_cols d = ly_cols_load(ly_cf(a->dout) + r * j->n_cols + c, n);
-            ly_cols h = ly_cols_load(ly_cf(a->h) + r * j->n_cols + c, n);
-            for (int v = 0; v < 2; v++) {
-                pg.v[v] = ly_vfma(d.v[v], ly_i_xhat(h.v[v], stats[2 * r], stats[2 * r + 1]), pg.v[v]);
-                pb.v[v] = ly_vadd(pb.v[v], d.v[v]);
-            }
-        }
-        dgamma = ly_cols_add(dgamma, pg);
-        dbeta = ly_cols_add(dbeta, pb);
+    int64_t at = kind * j->sum_floats + c;
+    if (!mc_tensor_present(target)) {
+        return;
     }
-    if (mc_tensor_present(a->dgamma)) {
-        ly_cols_accumulate(ly_f(a->dgamma) + c, dgamma, n);
+    ly_cols total = j->block0 > 0 ? ly_cols_load(slot_of(j, 0) + at, n) : ly_cols_zero();
+    for (int64_t b = 0; b < j->n_blocks; b++) {
+        total = ly_cols_add(total, ly_cols_load(slot_of(j, 1 + b) + at, n));
     }
-    if (mc_tensor_present(a->dbeta)) {
-        ly_cols_accumulate(ly_f(a->dbeta) + c, dbeta, n);
+    if (j->last) {
+        ly_cols_accumulate(ly_f(target) + c, total, n);
+        return;
     }
-}
-
-static void y_bias_strip(const norm_bwd_job *j, int64_t c, int64_t n)
-{
-    const ly_norm_bwd *a = j->a;
-    const float *dy = mc_tensor_present(a->dy) ? ly_cf(a->dy) : dh_of(a);
-    ly_cols total = ly_cols_zero();
-    for (int64_t r0 = 0; r0 < j->n_rows; r0 += LY_COL_ROWS) {
-        int64_t r1 = r0 + LY_COL_ROWS < j->n_rows ? r0 + LY_COL_ROWS : j->n_rows;
-        ly_cols part = ly_cols_zero();
-        for (int64_t r = r0; r < r1; r++) {
-            part = ly_cols_add(part, ly_cols_load(dy + r * j->n_cols + c, n));
-        }
-        total = ly_cols_add(total, part);
+    ly_vstore_n(slot_of(j, 0) + at, total.v[0], n);
+    if (n > LY_LANES) {
+        ly_vstore_n(slot_of(j, 0) + at + LY_LANES, total.v[1], n - LY_LANES);
     }
-    ly_cols_accumulate(ly_f(a->dy_bias) + c, total, n);
 }
 
 static void columns_task(void *arg, int task, int thread, void *scratch)
 {
     const norm_bwd_job *j = arg;
     const ly_norm_bwd *a = j->a;
-    bool gains = mc_tensor_present(a->dgamma) || mc_tensor_present(a->dbeta);
     long c0, c1;
     (void)thread;
     (void)scratch;
     mc_pool_range((long)j->n_cols, j->n_tasks, task, LY_COL_UNIT, &c0, &c1);
     for (int64_t c = c0; c < c1; c += LY_COL_UNIT) {
-        if (gains) {
-            gamma_strip(j, c, c1 - c);
-        }
-        if (mc_tensor_present(a->dy_bias)) {
-            y_bias_strip(j, c, c1 - c);
-        }
+        add_strip(j, DGAMMA, a->dgamma, c, c1 - c);
+        add_strip(j, DBETA, a->dbeta, c, c1 - c);
+        add_strip(j, DY_BIAS, a->dy_bias, c, c1 - c);
     }
 }
 
@@ -159,31 +149,61 @@ static void check_shapes(const ly_ctx *cx, const ly_norm_bwd *a, int64_t n_rows,
     MC_ASSERT(ly_dropout_fits(cx->pool, &a->dropout, n_cols));
 }
 
-mc_status LY_CPU(norm_bwd)(const ly_ctx *cx, const ly_norm_bwd *a)
+static mc_status check_types(const ly_norm_bwd *a, mc_dtype type)
 {
-    LY_TRY_F32("norm_bwd", a->dout);
-    LY_TRY_F32("norm_bwd", a->h);
+    LY_TRY_TYPE("norm_bwd", a->dout);
+    LY_TRY_TYPE("norm_bwd", a->dskip);
+    LY_TRY_DTYPE("norm_bwd", a->h, type);
     LY_TRY_F32("norm_bwd", a->stats);
-    LY_TRY_F32("norm_bwd", a->gamma);
-    LY_TRY_F32("norm_bwd", a->beta);
-    LY_TRY_F32("norm_bwd", a->dskip);
-    LY_TRY_F32("norm_bwd", a->dh);
-    LY_TRY_F32("norm_bwd", a->dy);
-    LY_TRY_F32("norm_bwd", a->out);
+    LY_TRY_DTYPE("norm_bwd", a->gamma, type);
+    LY_TRY_DTYPE("norm_bwd", a->beta, type);
+    LY_TRY_DTYPE("norm_bwd", a->dskip, type);
+    LY_TRY_DTYPE("norm_bwd", a->dh, type);
+    LY_TRY_DTYPE("norm_bwd", a->dy, type);
+    LY_TRY_DTYPE("norm_bwd", a->out, type);
     LY_TRY_F32("norm_bwd", a->dgamma);
     LY_TRY_F32("norm_bwd", a->dbeta);
     LY_TRY_F32("norm_bwd", a->dy_bias);
-    mc_tensor shape = mc_tensor_present(a->dout) ? a->dout : a->dskip;
-    MC_ASSERT(shape.n_dims == 2);
-    int64_t n_rows = shape.dims[0], n_cols = shape.dims[1];
-    check_shapes(cx, a, n_rows, n_cols);
-    norm_bwd_job job = {a, n_rows, n_cols, ly_tasks(n_rows, 6 * n_cols)};
-    if (mc_tensor_present(a->dout) || mc_tensor_present(a->dy) || mc_tensor_present(a->dh)) {
-        mc_pool_run(cx->pool, job.n_tasks, rows_task, &job);
+    return MC_OK;
+}
+
+/* Room for sums in the scratch, behind the words of a row's dropout. */
+static mc_status make_slots(const ly_ctx *cx, norm_bwd_job *j)
+{
+    int64_t unit = LY_COL_UNIT, words = (j->n_cols + 2 * LY_PHILOX_STEP + unit - 1) / unit * unit;
+    j->thread_floats = (int64_t)(mc_pool_scratch_bytes(cx->pool) / sizeof(float));
+    j->sum_floats = (j->n_cols + unit - 1) / unit * unit;
+    j->first_slot = (float *)mc_pool_scratch(cx->pool) + words;
+    j->slots = (j->thread_floats - words) / (N_SUMS * j->sum_floats);
+    if (j->slots < 2) {
+        return MC_FAIL(MC_UNSUPPORTED, "operator norm_bwd: rows of %lld columns do not fit into a CPU thread's scratch",
+                       (long long)j->n_cols);
     }
-    if (mc_tensor_present(a->dgamma) || mc_tensor_present(a->dbeta) || mc_tensor_present(a->dy_bias)) {
-        job.n_tasks = ly_col_tasks(n_cols);
-        mc_pool_run(cx->pool, job.n_tasks, columns_task, &job);
+    return MC_OK;
+}
+
+mc_status LY_CPU(norm_bwd)(const ly_ctx *cx, const ly_norm_bwd *a)
+{
+    mc_tensor shape = mc_tensor_present(a->dout) ? a->dout : a->dskip;
+    MC_TRY(check_types(a, shape.dtype));
+    MC_ASSERT(shape.n_dims == 2);
+    int64_t n_rows = shape.dims[0], n_cols = shape.dims[1], blocks = (n_rows + LY_COL_ROWS - 1) / LY_COL_ROWS;
+    check_shapes(cx, a, n_rows, n_cols);
+    norm_bwd_job job = {.a = a,
+                        .n_rows = n_rows,
+                        .n_cols = n_cols,
+                        .gains = mc_tensor_present(a->dgamma) || mc_tensor_present(a->dbeta),
+                        .bias = mc_tensor_present(a->dy_bias)};
+    MC_TRY(make_slots(cx, &job));
+    int64_t round = job.slots * mc_pool_threads(cx->pool) - 1;
+    for (; job.block0 < blocks; job.block0 += round) {
+        job.n_blocks = blocks - job.block0 < round ? blocks - job.block0 : round;
+        job.last = job.block0 + job.n_blocks == blocks;
+        mc_pool_run(cx->pool, (int)job.n_blocks, rows_task, &job);
+        if (job.gains || job.bias) {
+            job.n_tasks = ly_col_tasks(n_cols);
+            mc_pool_run(cx->pool, job.n_tasks, columns_task, &job);
+        }
     }
     return MC_OK;
 }

@@ -11,61 +11,67 @@ typedef struct norm_job {
 } norm_job;
 
 /* h = x + dropout(y + y_bias), one row. */
-static void residual_row(const norm_job *j, int64_t r, uint32_t *words_buf)
+LY_INLINE void residual_row(mc_dtype type, const norm_job *j, int64_t r, uint32_t *words_buf)
 {
     const ly_norm_fwd *a = j->a;
-    int64_t n_cols = j->n_cols;
-    const float *x = ly_cf(a->x) + r * n_cols, *y = ly_cf(a->y) + r * n_cols, *bias = ly_cf(a->y_bias);
-    float *h = ly_f(a->h) + r * n_cols;
+    int64_t n_cols = j->n_cols, at = r * n_cols;
+    const void *x = ly_elem(type, a->x.data, at), *y = ly_elem(type, a->y.data, at), *bias = a->y_bias.data;
+    void *h = ly_elem_out(type, a->h.data, at);
     bool drop = a->dropout.p > 0.0f;
     const uint32_t *words = drop ? ly_dropout_row(words_buf, &a->dropout, r, n_cols) : NULL;
     ly_vi threshold = ly_viset1((int32_t)mc_rng_threshold(a->dropout.p));
     ly_vf scale = ly_vset1(drop ? 1.0f / (1.0f - a->dropout.p) : 1.0f);
     for (int64_t c = 0; c < n_cols; c += LY_LANES) {
         int64_t n = n_cols - c;
-        ly_vf v = ly_vload_n(y + c, n), res = ly_vload_n(x + c, n);
+        ly_vf v = ly_tload(type, ly_elem(type, y, c), n);
+        ly_vf res = ly_tload(type, ly_elem(type, x, c), n);
         if (bias) {
-            v = ly_vadd(v, ly_vload_n(bias + c, n));
+            v = ly_vadd(v, ly_tload(type, ly_elem(type, bias, c), n));
         }
         if (drop) {
             v = ly_vmul(ly_vkeep(ly_dropout_mask(words + c, threshold), v), scale);
         }
-        ly_vstore_n(h + c, ly_vadd(res, v), n);
+        ly_tstore(type, ly_elem_out(type, h, c), ly_vadd(res, v), n);
+    }
+}
+
+LY_INLINE void norm_rows(mc_dtype type, const norm_job *j, int64_t r0, int64_t r1, void *scratch)
+{
+    const ly_norm_fwd *a = j->a;
+    bool with_y = mc_tensor_present(a->y);
+    const void *h = with_y ? a->h.data : a->x.data;
+    for (int64_t r = r0; r < r1; r++) {
+        if (with_y) {
+            residual_row(type, j, r, scratch);
+        }
+        if (mc_tensor_present(a->out)) {
+            const void *row = ly_elem(type, h, r * j->n_cols);
+            float *stats = ly_f(a->stats) + 2 * r;
+            ly_i_norm_stats(type, row, j->n_cols, a->kind, a->eps, &stats[0], &stats[1]);
+            ly_i_norm_out(type, ly_elem_out(type, a->out.data, r * j->n_cols), row, stats[0], stats[1], a->gamma.data,
+                          a->one_plus_gamma, a->beta.data, j->n_cols);
+        }
     }
 }
 
 static void norm_task(void *arg, int task, int thread, void *scratch)
 {
     const norm_job *j = arg;
-    const ly_norm_fwd *a = j->a;
-    bool with_y = mc_tensor_present(a->y);
-    const float *h = with_y ? ly_cf(a->h) : ly_cf(a->x);
     long r0, r1;
     (void)thread;
     mc_pool_range((long)j->n_rows, j->n_tasks, task, 1, &r0, &r1);
-    for (int64_t r = r0; r < r1; r++) {
-        if (with_y) {
-            residual_row(j, r, scratch);
-        }
-        if (mc_tensor_present(a->out)) {
-            const float *row = h + r * j->n_cols;
-            float *stats = ly_f(a->stats) + 2 * r;
-            ly_i_norm_stats(row, j->n_cols, a->kind, a->eps, &stats[0], &stats[1]);
-            ly_i_norm_out(ly_f(a->out) + r * j->n_cols, row, stats[0], stats[1], ly_cf(a->gamma), a->one_plus_gamma,
-                          ly_cf(a->beta), j->n_cols);
-        }
-    }
+    LY_FOR_TYPE(j->a->x.dtype, T, norm_rows(T, j, r0, r1, scratch));
 }
 
 mc_status LY_CPU(norm_fwd)(const ly_ctx *cx, const ly_norm_fwd *a)
 {
-    LY_TRY_F32("norm_fwd", a->x);
-    LY_TRY_F32("norm_fwd", a->y);
-    LY_TRY_F32("norm_fwd", a->y_bias);
-    LY_TRY_F32("norm_fwd", a->h);
-    LY_TRY_F32("norm_fwd", a->gamma);
-    LY_TRY_F32("norm_fwd", a->beta);
-    LY_TRY_F32("norm_fwd", a->out);
+    LY_TRY_TYPE("norm_fwd", a->x);
+    LY_TRY_DTYPE("norm_fwd", a->y, a->x.dtype);
+    LY_TRY_DTYPE("norm_fwd", a->y_bias, a->x.dtype);
+    LY_TRY_DTYPE("norm_fwd", a->h, a->x.dtype);
+    LY_TRY_DTYPE("norm_fwd", a->gamma, a->x.dtype);
+    LY_TRY_DTYPE("norm_fwd", a->beta, a->x.dtype);
+    LY_TRY_DTYPE("norm_fwd", a->out, a->x.dtype);
     LY_TRY_F32("norm_fwd", a->stats);
     MC_ASSERT(a->x.n_dims == 2);
     int64_t n_rows = a->x.dims[0], n_cols = a->x.dims[1];

@@ -102,9 +102,9 @@ static inline mc_status ly_at_check(const char *op, mc_tensor q, mc_tensor k, mc
 {
     const mc_tensor views[] = {q, k, v, out};
     for (int i = 0; i < 4; i++) {
-        if (views[i].dtype != MC_F32) {
-            return MC_FAIL(MC_UNSUPPORTED, "%s: %s inputs; the CPU operators take f32", op,
-                           mc_dtype_name(views[i].dtype));
+        if (views[i].dtype != q.dtype || (q.dtype != MC_F32 && q.dtype != MC_BF16 && q.dtype != MC_F16)) {
+            return MC_FAIL(MC_UNSUPPORTED, "%s: %s and %s inputs; the CPU operators take f32, bf16 or f16, all alike",
+                           op, mc_dtype_name(q.dtype), mc_dtype_name(views[i].dtype));
         }
         MC_ASSERT(views[i].n_dims == 4 && views[i].strides[3] == 1 && views[i].dims[0] == q.dims[0]);
         MC_ASSERT(views[i].dims[1] == q.dims[1] && views[i].dims[3] == q.dims[3]);
@@ -117,10 +117,16 @@ static inline mc_status ly_at_check(const char *op, mc_tensor q, mc_tensor k, mc
 }
 
 /* Rows of local head j of group g in sample b. */
-LY_INLINE ly_at_rows ly_at_view(mc_tensor t, int64_t seq_len, int64_t b, int64_t g, int64_t j)
+LY_INLINE ly_at_typed ly_at_view(mc_tensor t, int64_t seq_len, int64_t b, int64_t g, int64_t j)
 {
-    float *base = (float *)t.data;
-    return (ly_at_rows){base + b * seq_len * t.strides[0] + g * t.strides[1] + j * t.strides[2], t.strides[0]};
+    int64_t first = b * seq_len * t.strides[0] + g * t.strides[1] + j * t.strides[2];
+    return (ly_at_typed){ly_elem_out(t.dtype, t.data, first), t.strides[0], t.dtype};
+}
+
+/* The rows from `first` on. */
+LY_INLINE ly_at_typed ly_at_view_from(ly_at_typed rows, int64_t first)
+{
+    return (ly_at_typed){ly_elem_out(rows.type, rows.p, first * rows.row), rows.row, rows.type};
 }
 
 LY_INLINE ly_at_rows ly_at_from(ly_at_rows rows, int64_t first)

@@ -12,7 +12,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "layers/cpu/simd.h"
+#include "layers/cpu/typed.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -35,6 +35,13 @@ typedef struct ly_at_rows {
     float *p;
     int64_t row;
 } ly_at_rows;
+
+/* The same in memory of type T: element (i, h) is number i * row + h. */
+typedef struct ly_at_typed {
+    void *p;
+    int64_t row;
+    mc_dtype type;
+} ly_at_typed;
 
 /* One operand of a tile product: element (i, p) at x[i * row + p * step]. */
 typedef struct ly_at_operand {
@@ -128,39 +135,68 @@ LY_INLINE ly_vf ly_at_exp2(ly_vf x)
 /* Rows fetched ahead of a copy: a row often starts a page, which hardware prefetchers do not cross. */
 enum { LY_AT_AHEAD = 8 };
 
-LY_INLINE void ly_at_prefetch(const float *row, int64_t floats)
+LY_INLINE void ly_at_prefetch(mc_dtype type, const void *row, int64_t elems)
 {
-    for (int64_t h = 0; h < floats; h += LY_LANES) {
-        __builtin_prefetch(row + h);
+    for (int64_t h = 0; h < elems; h += type == MC_F32 ? LY_LANES : 2 * LY_LANES) {
+        __builtin_prefetch(ly_elem(type, row, h));
     }
 }
 
-/* Copies n rows of H floats and pads them with zeros to `n_padded` rows of `cols`. */
-static inline void ly_at_pack_rows(ly_at_rows dst, ly_at_rows src, int64_t n, int64_t n_padded, int64_t H, int64_t cols)
+LY_INLINE void ly_i_at_pack_rows(mc_dtype type, ly_at_rows dst, ly_at_typed src, int64_t n, int64_t H, int64_t cols)
 {
     for (int64_t i = 0; i < n; i++) {
         float *d = dst.p + i * dst.row;
-        const float *s = src.p + i * src.row;
-        ly_at_prefetch(s + LY_AT_AHEAD * src.row, H);
+        const void *s = ly_elem(type, src.p, i * src.row);
+        ly_at_prefetch(type, ly_elem(type, s, LY_AT_AHEAD * src.row), H);
         int64_t h = 0;
         for (; h + LY_LANES <= H; h += LY_LANES) {
-            ly_vstore(d + h, ly_vload(s + h));
+            ly_vstore(d + h, ly_tload(type, ly_elem(type, s, h), LY_LANES));
         }
-        for (; h < cols; h++) {
-            d[h] = h < H ? s[h] : 0.0f;
+        if (h < cols) {
+            ly_vstore(d + h, h < H ? ly_tload(type, ly_elem(type, s, h), H - h) : ly_vzero());
         }
     }
+}
+
+/* Copies n rows of H elements as f32 and pads them with zeros to `n_padded` rows of `cols`, which is H or H rounded up
+ * to LY_LANES. */
+static inline void ly_at_pack_rows(ly_at_rows dst, ly_at_typed src, int64_t n, int64_t n_padded, int64_t H,
+                                   int64_t cols)
+{
+    LY_FOR_TYPE(src.type, T, ly_i_at_pack_rows(T, dst, src, n, H, cols));
     for (int64_t i = n; i < n_padded; i++) {
         memset(dst.p + i * dst.row, 0, (size_t)cols * sizeof(float));
     }
 }
 
-/* Four rows of four floats, times `scale`, transposed: out (4, 4) rows LY_AT_LANES apart. */
-LY_INLINE void ly_at_transpose4(const float *s, int64_t row, float scale, float *out)
+/* Four elements, widened. */
+LY_INLINE ly_i_f4 ly_i_at_load4(mc_dtype type, const void *x)
 {
     typedef float f4u __attribute__((vector_size(16), aligned(4), may_alias));
-    ly_i_f4 r0 = *(const f4u *)s * scale, r1 = *(const f4u *)(s + row) * scale;
-    ly_i_f4 r2 = *(const f4u *)(s + 2 * row) * scale, r3 = *(const f4u *)(s + 3 * row) * scale;
+    typedef uint32_t u4 __attribute__((vector_size(16)));
+    if (type == MC_F32) {
+        return *(const f4u *)x;
+    }
+#if defined(__F16C__)
+    if (type == MC_F16) {
+        return (ly_i_f4)_mm_cvtph_ps(_mm_loadl_epi64((const __m128i_u *)x));
+    }
+#endif
+    uint16_t e[4];
+    memcpy(e, x, sizeof e);
+    if (type == MC_BF16) {
+        return (ly_i_f4)((u4){e[0], e[1], e[2], e[3]} << 16);
+    }
+    return (ly_i_f4){mc_f32_from_f16(e[0]), mc_f32_from_f16(e[1]), mc_f32_from_f16(e[2]), mc_f32_from_f16(e[3])};
+}
+
+/* Four rows of four elements, times `scale`, transposed: out (4, 4) rows LY_AT_LANES apart. */
+LY_INLINE void ly_at_transpose4(mc_dtype type, const void *s, int64_t row, float scale, float *out)
+{
+    typedef float f4u __attribute__((vector_size(16), aligned(4), may_alias));
+    ly_i_f4 r0 = ly_i_at_load4(type, s) * scale, r1 = ly_i_at_load4(type, ly_elem(type, s, row)) * scale;
+    ly_i_f4 r2 = ly_i_at_load4(type, ly_elem(type, s, 2 * row)) * scale;
+    ly_i_f4 r3 = ly_i_at_load4(type, ly_elem(type, s, 3 * row)) * scale;
     ly_i_f4 a = __builtin_shufflevector(r0, r1, 0, 4, 1, 5), b = __builtin_shufflevector(r2, r3, 0, 4, 1, 5);
     ly_i_f4 c = __builtin_shufflevector(r0, r1, 2, 6, 3, 7), d = __builtin_shufflevector(r2, r3, 2, 6, 3, 7);
     *(f4u *)out = __builtin_shufflevector(a, b, 0, 1, 4, 5);
@@ -169,28 +205,61 @@ LY_INLINE void ly_at_transpose4(const float *s, int64_t row, float scale, float 
     *(f4u *)(out + 3 * LY_AT_LANES) = __builtin_shufflevector(c, d, 2, 3, 6, 7);
 }
 
-/* n rows of H floats, times `scale`, transposed into panels (n_padded / LY_AT_LANES, H, LY_AT_LANES); lanes past n are
- * zero. n_padded is a multiple of LY_AT_LANES. */
-static inline void ly_at_pack_lanes(float *dst, ly_at_rows src, int64_t n, int64_t n_padded, int64_t H, float scale)
+/* One element, widened. */
+LY_INLINE float ly_i_at_load1(mc_dtype type, const void *x, int64_t i)
+{
+    const uint16_t *half = (const uint16_t *)x;
+    return type == MC_F32    ? ((const float *)x)[i]
+           : type == MC_BF16 ? mc_f32_from_bf16(half[i])
+                             : mc_f32_from_f16(half[i]);
+}
+
+LY_INLINE void ly_i_at_pack_lanes(mc_dtype type, float *dst, ly_at_typed src, int64_t n, int64_t n_padded, int64_t H,
+                                  float scale)
 {
     for (int64_t i = 0; i < n_padded; i += 4) {
         float *panel = dst + i / LY_AT_LANES * LY_AT_LANES * H + i % LY_AT_LANES;
-        const float *s = src.p + i * src.row;
+        const void *s = ly_elem(type, src.p, i * src.row);
         int64_t h = 0;
         if (i + 4 <= n) {
             for (int64_t l = 0; l < 4; l++) {
-                ly_at_prefetch(s + (LY_AT_AHEAD + l) * src.row, H);
+                ly_at_prefetch(type, ly_elem(type, s, (LY_AT_AHEAD + l) * src.row), H);
             }
             for (; h + 4 <= H; h += 4) {
-                ly_at_transpose4(s + h, src.row, scale, panel + h * LY_AT_LANES);
+                ly_at_transpose4(type, ly_elem(type, s, h), src.row, scale, panel + h * LY_AT_LANES);
             }
         }
         for (; h < H; h++) {
             for (int64_t l = 0; l < 4; l++) {
-                panel[h * LY_AT_LANES + l] = i + l < n ? s[l * src.row + h] * scale : 0.0f;
+                panel[h * LY_AT_LANES + l] = i + l < n ? ly_i_at_load1(type, s, l * src.row + h) * scale : 0.0f;
             }
         }
     }
+}
+
+/* n rows of H elements as f32, times `scale`, transposed into panels (n_padded / LY_AT_LANES, H, LY_AT_LANES); lanes
+ * past n are zero. n_padded is a multiple of LY_AT_LANES. */
+static inline void ly_at_pack_lanes(float *dst, ly_at_typed src, int64_t n, int64_t n_padded, int64_t H, float scale)
+{
+    LY_FOR_TYPE(src.type, T, ly_i_at_pack_lanes(T, dst, src, n, n_padded, H, scale));
+}
+
+/* Rounds n rows of H floats, each times its factor (NULL: none), to T. */
+LY_INLINE void ly_i_at_store_rows(mc_dtype type, ly_at_typed dst, ly_at_rows src, const float *factor, int64_t n,
+                                  int64_t H)
+{
+    for (int64_t i = 0; i < n; i++) {
+        for (int64_t h = 0; h < H; h += LY_LANES) {
+            ly_vf x = ly_vload(src.p + i * src.row + h);
+            x = factor ? ly_vmul(x, ly_vset1(factor[i])) : x;
+            ly_tstore(type, ly_elem_out(type, dst.p, i * dst.row + h), x, H - h);
+        }
+    }
+}
+
+static inline void ly_at_store_rows(ly_at_typed dst, ly_at_rows src, const float *factor, int64_t n, int64_t H)
+{
+    LY_FOR_TYPE(dst.type, T, ly_i_at_store_rows(T, dst, src, factor, n, H));
 }
 
 #ifdef __cplusplus

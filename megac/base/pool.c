@@ -166,6 +166,11 @@ size_t mc_pool_scratch_bytes(const mc_pool *pool)
     return pool->scratch_bytes;
 }
 
+void *mc_pool_scratch(mc_pool *pool)
+{
+    return pool->slab;
+}
+
 /* Waits until every task of the current job is done: spins, then sleeps. */
 static void await_finish(mc_pool *pool)
 {

@@ -26,6 +26,9 @@ void mc_pool_destroy(mc_pool *pool); /* NULL allowed */
 
 int mc_pool_threads(const mc_pool *pool);
 size_t mc_pool_scratch_bytes(const mc_pool *pool);
+/* The scratch of all threads, one after another. What a run's tasks leave there lasts until the next run's tasks write
+ * their own. */
+void *mc_pool_scratch(mc_pool *pool);
 /* Bytes the pool occupies: what `megac plan` reports for it. */
 size_t mc_pool_plan_bytes(int n_threads, size_t scratch_bytes);
 

@@ -32,10 +32,16 @@ typedef struct mt_ckpt_item {
 typedef struct mt_ckpt_state {
     int64_t iteration;
     uint64_t consumed_samples, consumed_tokens, skipped_iterations;
-    int64_t optimizer_steps; /* Adam's bias correction counts these */
-    double best_loss;        /* lowest validation loss so far, */
-    int64_t best_iteration;  /* and where it was seen; 0: none */
-    const char *config;      /* every option, "flag value" a line (as --print-config); each flag once */
+    int64_t optimizer_steps;   /* Adam's bias correction counts these */
+    uint64_t schedule_samples; /* of steps that updated the model: where the learning rate is; consumed_samples in
+                                  checkpoints that do not say */
+    double loss_scale;         /* 0: none, or not said */
+    int64_t loss_scale_good_steps, loss_scale_hysteresis;
+    const double *recent_losses, *recent_norms; /* (n_recent) of the last steps, oldest first (stability.h) */
+    int n_recent;
+    double best_loss;       /* lowest validation loss so far, */
+    int64_t best_iteration; /* and where it was seen; 0: none */
+    const char *config;     /* every option, "flag value" a line (as --print-config); each flag once */
     const char *tokenizer_kind;
     const void *tokenizer; /* the tokenizer file's bytes, or NULL */
     uint64_t tokenizer_bytes;

@@ -190,6 +190,7 @@ void mt_checkpoint_close(mt_checkpoint *c)
         mt_i_json_release(c->json);
     }
     mt_text_fini(&c->config);
+    mc_free(c->recent);
     mc_free(c->files);
     mc_free(c->slices);
     mc_free(c->tensors);

@@ -127,6 +127,7 @@ struct mt_checkpoint {
     mt_ckpt_state state;
     int world;
     mt_text config; /* state.config */
+    double *recent; /* state.recent_losses and recent_norms */
     char *tokenizer;
     const char *tokenizer_file; /* NULL: none */
     uint64_t tokenizer_xxh3;

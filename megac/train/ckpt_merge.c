@@ -168,6 +168,28 @@ static mc_status print_config(const char *config, mt_text *out)
     return out->st;
 }
 
+static void print_numbers(const char *key, const double *v, int n, mt_text *out)
+{
+    mt_text_printf(out, "\"%s\": [", key);
+    for (int i = 0; i < n; i++) {
+        mt_text_printf(out, "%s%.17g", i ? ", " : "", v[i]);
+    }
+    mt_text_printf(out, "],\n");
+}
+
+/* What a step's decision depends on, where the run has it. */
+static void print_decisions(const mt_ckpt_state *s, mt_text *out)
+{
+    if (s->loss_scale > 0) {
+        mt_text_printf(out, "\"loss_scale\": {\"scale\": %.17g, \"good_steps\": %lld, \"hysteresis\": %lld},\n",
+                       s->loss_scale, (long long)s->loss_scale_good_steps, (long long)s->loss_scale_hysteresis);
+    }
+    if (s->n_recent > 0) {
+        print_numbers("recent_losses", s->recent_losses, s->n_recent, out);
+        print_numbers("recent_grad_norms", s->recent_norms, s->n_recent, out);
+    }
+}
+
 static mc_status print_state(const mt_ckpt_state *s, int world, mt_text *out)
 {
     const struct {
@@ -180,6 +202,7 @@ static mc_status print_state(const mt_ckpt_state *s, int world, mt_text *out)
         {"consumed_tokens", s->consumed_tokens},
         {"skipped_iterations", s->skipped_iterations},
         {"optimizer_steps", (uint64_t)s->optimizer_steps},
+        {"schedule_samples", s->schedule_samples},
         {"best_iteration", (uint64_t)s->best_iteration},
         {"world_size", (uint64_t)world},
     };
@@ -191,6 +214,7 @@ static mc_status print_state(const mt_ckpt_state *s, int world, mt_text *out)
         }
         mt_text_printf(out, "\"%s\": %llu,\n", rows[i].key, (unsigned long long)rows[i].value);
     }
+    print_decisions(s, out);
     if (s->best_iteration > 0) {
         mt_text_printf(out, "\"best_loss\": %.17g,\n", s->best_loss);
     }

@@ -69,6 +69,51 @@ static mc_status get_dims(const json_t *o, const char *key, const char *path, in
     return MC_OK;
 }
 
+/* A list of numbers into c->recent from `first` on. */
+static mc_status get_numbers(mt_checkpoint *c, const json_t *list, int first, int n, const char *path)
+{
+    for (int i = 0; i < n; i++) {
+        const json_t *v = json_array_get(list, (size_t)i);
+        if (!json_is_number(v)) {
+            return MC_FAIL(MC_INPUT,
+                           "%s: losses and gradient norms of the last steps are not lists of equally many "
+                           "numbers",
+                           path);
+        }
+        c->recent[first + i] = json_number_value(v);
+    }
+    return MC_OK;
+}
+
+/* What a step's decision depends on; absent where the run had none of it. */
+static mc_status parse_decisions(mt_checkpoint *c, const json_t *root, const char *path)
+{
+    mt_ckpt_state *s = &c->state;
+    const json_t *scale = json_object_get(root, "loss_scale"), *losses = json_object_get(root, "recent_losses");
+    s->schedule_samples = s->consumed_samples;
+    if (json_object_get(root, "schedule_samples")) {
+        MC_TRY(get_count(root, "schedule_samples", path, &s->schedule_samples));
+    }
+    if (scale) {
+        const json_t *good = json_object_get(scale, "good_steps"), *left = json_object_get(scale, "hysteresis");
+        s->loss_scale = json_number_value(json_object_get(scale, "scale"));
+        s->loss_scale_good_steps = json_integer_value(good);
+        s->loss_scale_hysteresis = json_integer_value(left);
+        if (!(s->loss_scale > 0) || !json_is_integer(good) || !json_is_integer(left)) {
+            return MC_FAIL(MC_INPUT, "%s: \"loss_scale\" is not a scale with its counts", path);
+        }
+    }
+    if (losses) {
+        s->n_recent = (int)json_array_size(losses);
+        MC_TRY(MC_NEW_N(&c->recent, 2 * (size_t)s->n_recent + 1, "losses and norms of the last steps"));
+        MC_TRY(get_numbers(c, losses, 0, s->n_recent, path));
+        MC_TRY(get_numbers(c, json_object_get(root, "recent_grad_norms"), s->n_recent, s->n_recent, path));
+        s->recent_losses = c->recent;
+        s->recent_norms = c->recent + s->n_recent;
+    }
+    return MC_OK;
+}
+
 static mc_status parse_state(mt_checkpoint *c, const json_t *root, const char *path)
 {
     mt_ckpt_state *s = &c->state;
@@ -93,6 +138,7 @@ static mc_status parse_state(mt_checkpoint *c, const json_t *root, const char *p
     s->iteration = (int64_t)iteration;
     s->best_iteration = (int64_t)best;
     s->optimizer_steps = (int64_t)steps;
+    MC_TRY(parse_decisions(c, root, path));
     c->world = world <= INT32_MAX ? (int)world : INT32_MAX;
     const json_t *tokenizer = json_object_get(root, "tokenizer");
     MC_TRY(get_string(tokenizer, "kind", path, &s->tokenizer_kind));

@@ -98,6 +98,11 @@ static mc_status train(mt_run *run, mt_options *o, mt_end *end_out)
     if (!o->skip_train) {                      /* an evaluation needs neither length nor learning rate */
         MC_TRY(mt_setup_lr(&run->e->setup, &run->lr));
     }
+    mt_stability_config stability = mt_setup_stability(&run->e->setup);
+    MC_TRY(mt_stability_init(&run->stability, &stability));
+    run->scale_config = mt_setup_loss_scale(&run->e->setup);
+    run->scale = mt_loss_scale_start(&run->scale_config);
+    run->metrics.scaled = run->scale.scale != 1;
     MC_TRY(mt_feed_open(run->e, &run->train));
     if (o->trace_tensors) {
         MC_TRY(mt_trace_open(o->trace_tensors, mc_world_job(run->world)->rank, &run->e->dev, run->e->ly.stream,
@@ -126,7 +131,7 @@ static mc_status train(mt_run *run, mt_options *o, mt_end *end_out)
 mc_status mt_cmd_train(const mc_job *job, int argc, char **argv)
 {
     mt_session session;
-    mt_run run = {.started_seconds = mt_now(), .saved_iteration = -1, .saver = {.lock = -1}};
+    mt_run run = {.started_seconds = mt_now(), .saved_iteration = -1, .loaded_iteration = -1, .saver = {.lock = -1}};
     mt_end end = MT_FINISHED;
     mt_stop_block(); /* before any thread exists */
     MC_TRY(mt_session_open(&session, MT_TRAIN, job, argc, argv));
@@ -145,6 +150,7 @@ mc_status mt_cmd_train(const mc_job *job, int argc, char **argv)
     mt_stop_close(run.stop);
     mt_saver_close(&run);
     MC_KEEP_FIRST(st, mt_metrics_close(&run.metrics));
+    mt_stability_fini(&run.stability);
     mt_feed_close(&run.train);
     mt_feed_close(&run.valid);
     if (run.e && run.e->stage) {

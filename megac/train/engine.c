@@ -115,24 +115,12 @@ static mc_status open_device(mt_engine *e, const char *name)
     return e->dev.ops->stream_create(&e->dev, &e->ly.stream);
 }
 
-/* Before anything is reserved. */
-static mc_status check_precision(const mt_engine *e)
-{
-    if (e->setup.model.dtype != MC_F32 && e->dev.ops->host_memory) {
-        return MC_FAIL(MC_UNSUPPORTED,
-                       "--bf16: norms and attention on the CPU compute in fp32 only; use --device cuda, "
-                       "or leave the flag out");
-    }
-    return MC_OK;
-}
-
 static mc_status create(mt_engine *e, const mt_options *o, mt_purpose purpose, const ds_source *data)
 {
     const mc_job *job = mc_world_job(e->world);
     MC_TRY(mt_setup_init(&e->setup, o, purpose, job->size, job->local_size, data));
     e->place = mt_setup_place(&e->setup, job->rank);
     MC_TRY(open_device(e, o->device));
-    MC_TRY(check_precision(e));
     MC_TRY(open_groups(e));
     MC_TRY(open_plans(e));
     return open_model(e);

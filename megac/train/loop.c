@@ -1,5 +1,7 @@
 /* One training step after another (DESIGN section 2). The loss is scaled here and nowhere else. */
 #include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
@@ -71,55 +73,149 @@ static bool wants_to_save(const mt_run *run)
            mt_now() - run->saver.last_save >= 3600 * hours;
 }
 
+/* What the rest of a step is told. */
+typedef struct step_outcome {
+    double loss, grad_norm; /* NaN where the step was passed over */
+    double loss_scale;      /* that the step ran with */
+    bool updated;
+    const char *finding, *decision;
+} step_outcome;
+
+/* Only a loss that is finite at a scale that can fall is a plain overflow, which the scale's own rule mends. */
+static bool is_overflow(const mt_run *run, double loss, mt_finding finding)
+{
+    return finding == MT_NOT_FINITE && isfinite(loss) && run->scale_config.dynamic &&
+           run->scale.scale > run->scale_config.min;
+}
+
+static mc_status stop_here(mt_run *run, const char *text, const char *flag)
+{
+    long long number = (long long)run->iteration + 1;
+    mc_alloc_freeze(false);
+    if (run->o->save && run->saved_iteration != run->iteration) {
+        MC_TRY(mt_run_save(run, false, true));
+    }
+    MC_TRY(mt_saver_finish(run));
+    return MC_FAIL(MC_NUMERIC,
+                   "step %lld: %s; stopped before the update (%s stop); to go on behind it: "
+                   "--iterations-to-skip %lld",
+                   number, text, flag, number);
+}
+
+/* A step that must not be trained on: its update is left out, and what the policy asks for besides is done. Every rank
+ * comes to the same. */
+static mc_status leave_out(mt_run *run, mt_finding finding, const char *text, step_outcome *out)
+{
+    mt_policy policy = mt_policy_of(&run->stability.config, finding);
+    const char *flag = finding == MT_NOT_FINITE ? "--nan-policy" : "--spike-policy";
+    bool rewound = false;
+    if (policy == MT_POLICY_STOP) {
+        return stop_here(run, text, flag);
+    }
+    if (policy == MT_POLICY_REWIND) {
+        mc_alloc_freeze(false);
+        MC_TRY(mt_run_rewind(run, &rewound));
+    }
+    out->finding = mt_finding_name(finding);
+    out->decision = rewound ? "rewind" : "skip";
+    if (run->metrics.speaks) {
+        MC_WARN("step %lld: %s; %s (%s %s)", (long long)run->iteration + 1, text,
+                rewound                      ? "back to the last checkpoint's model, past the data since then"
+                : policy == MT_POLICY_REWIND ? "no checkpoint yet to go back to: its update is left out"
+                                             : "its update is left out",
+                flag, mt_policy_name(policy));
+    }
+    return MC_OK;
+}
+
+/* From loss and norm, which are equal on all ranks, to an update or none. */
+static mc_status decide(mt_run *run, double lr, step_outcome *out)
+{
+    char text[200];
+    double scale = run->scale.scale, at = (double)run->schedule_samples;
+    mt_finding finding = mt_stability_judge(&run->stability, out->loss, out->grad_norm, text, sizeof text);
+    bool overflow = is_overflow(run, out->loss, finding);
+    if (finding == MT_SANE || finding == MT_NOT_FINITE) {
+        mt_loss_scale_update(&run->scale_config, &run->scale, finding == MT_NOT_FINITE);
+    }
+    if (overflow) {
+        out->finding = "overflow";
+        out->decision = "skip";
+        if (run->metrics.speaks) {
+            MC_INFO("step %lld: gradients overflow at loss scale %g; its update is left out, the scale is now %g",
+                    (long long)run->iteration + 1, scale, run->scale.scale);
+        }
+        return MC_OK;
+    }
+    if (finding != MT_SANE) {
+        return leave_out(run, finding, text, out);
+    }
+    MC_TRY(mt_optimizer_update(run->e->optimizer, lr, mt_decoupled_lr_at(&run->lr, at),
+                               mt_weight_decay_at(&run->lr, at), 1 / scale, out->grad_norm));
+    mt_stability_accept(&run->stability, out->loss, out->grad_norm);
+    out->updated = true;
+    return MC_OK;
+}
+
+/* Forward, backward and update of the batch that the loader holds. */
+static mc_status compute(mt_run *run, int n_micro, double weight, double lr, step_outcome *out)
+{
+    mt_engine *e = run->e;
+    double total, scale = run->scale.scale;
+    mt_step_result result;
+    pp_stats stats;
+    bool poisoned = run->nan_at[0] == run->iteration + 1 && run->nan_at[1] == e->place.dp_rank;
+    e->stage->nan_micro = poisoned ? run->nan_at[2] : 0;
+    MC_TRY(total_weight(run, weight, &total));
+    MC_TRY(mt_engine_run_step(e, run->train.loader, n_micro, true, scale / total, &stats));
+    MC_TRY(mt_optimizer_reduce(e->optimizer, n_micro, 1 / scale, &run->votes, &result));
+    out->loss = result.loss_sum / total;
+    out->grad_norm = result.grad_norm;
+    return decide(run, lr, out);
+}
+
 static mc_status train_step(mt_run *run, mt_metrics_step *out)
 {
     mt_engine *e = run->e;
     int64_t batch = batch_size(run);
     int n_micro = mt_setup_micros(&e->setup, batch);
-    double started = mt_now(), weight, total;
-    mt_votes votes = {
+    double started = mt_now(), weight;
+    step_outcome outcome = {.loss = NAN, .grad_norm = NAN, .loss_scale = run->scale.scale};
+    run->votes = (mt_votes){
         .stop = wants_to_stop(run),
         .save = wants_to_save(run),
         .written = mt_saver_written(&run->saver),
     };
-    mt_step_result result = {0};
-    pp_stats stats;
 
     MC_TRY(ds_loader_next(run->train.loader, &weight));
     uint64_t next = run->consumed_samples + (uint64_t)batch;
     MC_TRY(ds_loader_request(run->train.loader, next,
                              mt_setup_micros(&e->setup, mt_batch_size_at(&e->setup.batch, next))));
-    /* Megatron-LM moves its scheduler after the update: the rate of a step is that of the samples before it. */
-    double at = (double)run->consumed_samples, lr = mt_lr_at(&run->lr, at);
+    /* Megatron-LM moves its scheduler after an update, and by that only: the rate of a step is that of the samples that
+     * were trained on before it. */
+    double lr = mt_lr_at(&run->lr, (double)run->schedule_samples);
     bool trains = !passed_over(run);
     mt_trace_step(e->stage->trace, run->iteration + 1);
-    if (trains) {
-        MC_TRY(total_weight(run, weight, &total));
-        MC_TRY(mt_engine_run_step(e, run->train.loader, n_micro, true, 1 / total, &stats));
-        MC_TRY(mt_optimizer_step(e->optimizer, lr, mt_decoupled_lr_at(&run->lr, at), mt_weight_decay_at(&run->lr, at),
-                                 n_micro, &votes, &result));
-        result.loss_sum /= total;
-    } else {
-        MC_TRY(mt_optimizer_vote(e->optimizer, &votes));
-        result = (mt_step_result){.loss_sum = NAN, .grad_norm = NAN, .skipped = true};
-    }
-    run->votes = votes;
+    MC_TRY(trains ? compute(run, n_micro, weight, lr, &outcome) : mt_optimizer_vote(e->optimizer, &run->votes));
 
     run->iteration++;
     run->consumed_samples = next;
     run->consumed_tokens += (uint64_t)(batch * run->o->seq_length);
-    run->skipped_iterations += result.skipped;
+    run->schedule_samples += outcome.updated ? (uint64_t)batch : 0;
+    run->skipped_iterations += !outcome.updated;
     *out = (mt_metrics_step){
         .iteration = run->iteration,
         .consumed_samples = run->consumed_samples,
         .consumed_tokens = run->consumed_tokens,
         .tokens = trains ? batch * run->o->seq_length : 0,
-        .loss = result.loss_sum,
+        .loss = outcome.loss,
         .learning_rate = lr,
-        .grad_norm = result.grad_norm,
-        .loss_scale = 1,
+        .grad_norm = outcome.grad_norm,
+        .loss_scale = outcome.loss_scale,
         .seconds = mt_now() - started,
-        .skipped = result.skipped,
+        .skipped = !outcome.updated,
+        .finding = outcome.finding,
+        .decision = outcome.decision,
     };
     return MC_OK;
 }
@@ -164,10 +260,21 @@ static void profile_step(mt_run *run, int64_t steps_done, double seconds)
     }
 }
 
+/* Tests only: MEGAC_TEST_NAN=STEP:RANK:MICRO makes the loss scale of that micro-batch (from 1 on) of that data-parallel
+ * rank NaN. */
+static void read_test_faults(mt_run *run)
+{
+    const char *at = getenv("MEGAC_TEST_NAN");
+    if (at && sscanf(at, "%d:%d:%d", &run->nan_at[0], &run->nan_at[1], &run->nan_at[2]) == 3) {
+        MC_WARN("MEGAC_TEST_NAN=%s: a test's fault is planted", at);
+    }
+}
+
 mc_status mt_loop(mt_run *run, mt_end *end_out)
 {
     bool stop = false;
     int64_t first_iteration = run->iteration;
+    read_test_faults(run);
     if (!finished(run)) {
         MC_TRY(ds_loader_request(run->train.loader, run->consumed_samples,
                                  mt_setup_micros(&run->e->setup, batch_size(run))));

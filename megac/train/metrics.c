@@ -63,6 +63,9 @@ static void write_step(const mt_metrics *m, const mt_metrics_step *s)
     put_number(m->file, "model_tflops", flops * 1e-12);
     put_number(m->file, "mfu", m->peak_flops > 0 ? flops / m->peak_flops : NAN);
     put_number(m->file, "mfu_full_attention", m->peak_flops > 0 ? rate * m->flops_per_token_full / m->peak_flops : NAN);
+    if (s->finding) {
+        fprintf(m->file, ",\"finding\":\"%s\",\"decision\":\"%s\"", s->finding, s->decision);
+    }
     fprintf(m->file, ",\"skipped\":%s}\n", s->skipped ? "true" : "false");
 }
 
@@ -70,7 +73,7 @@ static void print_progress(const mt_metrics *m, const mt_metrics_step *s)
 {
     double rate = (double)m->window_tokens / m->window_seconds;
     int64_t trained = m->window_steps - m->window_skipped;
-    char of[32] = "", left[48] = "", mfu[64] = "", skipped[48] = "";
+    char of[32] = "", left[48] = "", mfu[64] = "", skipped[48] = "", scale[40] = "";
     if (m->total_iterations > 0) {
         int64_t seconds =
             (int64_t)((double)(m->total_iterations - s->iteration) * m->window_seconds / (double)m->window_steps);
@@ -83,12 +86,15 @@ static void print_progress(const mt_metrics *m, const mt_metrics_step *s)
                  100 * rate * m->flops_per_token_causal / m->peak_flops,
                  100 * rate * m->flops_per_token_full / m->peak_flops);
     }
+    if (m->scaled) {
+        snprintf(scale, sizeof scale, " | loss scale %.6g", s->loss_scale);
+    }
     if (m->window_skipped > 0) {
         snprintf(skipped, sizeof skipped, " | skipped %" PRId64 " of %" PRId64, m->window_skipped, m->window_steps);
     }
-    printf("iteration %" PRId64 "%s | loss %.6f | lr %.3e | grad norm %.4f | %.0f tokens/s | %.3g TFLOP/s%s%s%s\n",
-           s->iteration, of, trained > 0 ? m->window_loss / (double)trained : NAN, s->learning_rate, s->grad_norm, rate,
-           rate * m->flops_per_token_causal * 1e-12, mfu, left, skipped);
+    printf("iteration %" PRId64 "%s | loss %.6f | lr %.3e | grad norm %.4f%s | %.0f tokens/s | %.3g TFLOP/s%s%s%s\n",
+           s->iteration, of, trained > 0 ? m->window_loss / (double)trained : NAN, s->learning_rate, s->grad_norm,
+           scale, rate, rate * m->flops_per_token_causal * 1e-12, mfu, left, skipped);
     fflush(stdout);
 }
 

@@ -16,6 +16,7 @@ extern "C" {
 typedef struct mt_metrics {
     FILE *file;  /* NULL: no metrics file, or not rank 0 */
     bool speaks; /* rank 0 */
+    bool scaled; /* the progress line has the loss scale */
     /* Constants of the run. */
     double flops_per_token_causal, flops_per_token_full; /* model FLOPs, forward and backward, per token */
     double peak_flops;                                   /* of all ranks together; 0: unknown, no MFU */
@@ -32,6 +33,7 @@ typedef struct mt_metrics_step {
     int64_t tokens; /* computed in this step: 0 where it was passed over */
     double loss, learning_rate, grad_norm, loss_scale, seconds;
     bool skipped;
+    const char *finding, *decision; /* why and how a step was not trained on as usual; NULL: it was */
 } mt_metrics_step;
 
 /* Opens `path` for appending (its directory must exist) on the rank that `speaks`; NULL: no file. MC_IO. */

@@ -376,20 +376,23 @@ static mc_status set_lr_ratio(mt_optimizer *o, double lr, double decoupled_lr, d
     return upload_segments(o);
 }
 
-mc_status mt_optimizer_step(mt_optimizer *o, double lr, double decoupled_lr, double weight_decay, int n_micro,
-                            mt_votes *votes, mt_step_result *result_out)
+mc_status mt_optimizer_reduce(mt_optimizer *o, int n_micro, double grad_scale, mt_votes *votes,
+                              mt_step_result *result_out)
 {
     mt_stage *s = o->stage;
-    double sq_norm, loss, base;
+    double sq_norm, loss;
     MC_TRY(finish_reductions(o));
     MC_TRY(mt_trace_gradients(s->trace, &s->shards, &s->place, s->c->vocab, s->x.heads.replica == 0));
     MC_TRY(global_sums(o, n_micro, votes, &loss, &sq_norm));
-    double norm = sqrt(sq_norm), clip = o->config.clip_grad;
-    *result_out = (mt_step_result){.loss_sum = loss, .grad_norm = norm, .skipped = !isfinite(norm)};
-    if (result_out->skipped) {
-        return MC_OK;
-    }
+    *result_out = (mt_step_result){.loss_sum = loss, .grad_norm = sqrt(sq_norm) * grad_scale};
+    return MC_OK;
+}
+
+mc_status mt_optimizer_update(mt_optimizer *o, double lr, double decoupled_lr, double weight_decay, double grad_scale,
+                              double grad_norm)
+{
+    double base, clip = o->config.clip_grad;
     o->steps++;
     MC_TRY(set_lr_ratio(o, lr, decoupled_lr, &base));
-    return update(o, base, weight_decay, clip > 0 && norm > clip ? clip / (norm + 1e-6) : 1.0);
+    return update(o, base, weight_decay, grad_scale * (clip > 0 && grad_norm > clip ? clip / (grad_norm + 1e-6) : 1.0));
 }

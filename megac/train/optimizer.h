@@ -64,18 +64,21 @@ typedef struct mt_votes {
     double written; /* ranks whose part of a save in the background is written */
 } mt_votes;
 
-/* What one step did. */
+/* What one step of n_micro micro-batches came to, the same on every rank. */
 typedef struct mt_step_result {
     double loss_sum;  /* of the global batch: sum of weighted token losses */
-    double grad_norm; /* before clipping */
-    bool skipped;     /* the norm was not finite: no rank changed anything */
+    double grad_norm; /* of the gradients times grad_scale, before clipping */
 } mt_step_result;
 
-/* After a step of n_micro micro-batches. The host waits for the device once, where it reads the losses and the norm.
- * Collective over the world. */
-mc_status mt_optimizer_step(mt_optimizer *o, double lr, double decoupled_lr, double weight_decay, int n_micro,
-                            mt_votes *votes, mt_step_result *result_out) MC_MUST_CHECK;
-/* The exchange alone, for a step without update. Collective over the world. */
+/* After the last backward pass: finishes the sums of gradients. `grad_scale` takes out what the loss was scaled by. The
+ * host waits for the device once, where it reads the losses and the norm. Collective over the world. */
+mc_status mt_optimizer_reduce(mt_optimizer *o, int n_micro, double grad_scale, mt_votes *votes,
+                              mt_step_result *result_out) MC_MUST_CHECK;
+/* New parameters from the reduced gradients times `grad_scale`, clipped by their norm. Every rank calls it, or none
+ * does and the step leaves no trace. */
+mc_status mt_optimizer_update(mt_optimizer *o, double lr, double decoupled_lr, double weight_decay, double grad_scale,
+                              double grad_norm) MC_MUST_CHECK;
+/* The exchange of votes alone, for a step without update. Collective over the world. */
 mc_status mt_optimizer_vote(mt_optimizer *o, mt_votes *votes) MC_MUST_CHECK;
 /* The operators of a step, for the plan of their workspace. */
 mc_status mt_optimizer_dry_run(mt_optimizer *o) MC_MUST_CHECK;

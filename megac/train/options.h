@@ -33,6 +33,7 @@ typedef struct mt_options {
 #include "megac/train/model_options.def"
 #include "megac/train/train_options.def"
 #include "megac/train/optim_options.def"
+#include "megac/train/stability_options.def"
 #include "megac/train/checkpoint_options.def"
 #include "megac/train/log_options.def"
 #include "megac/train/generate_options.def"

@@ -33,10 +33,14 @@ static int64_t default_ffn(const mt_options *o)
 
 static mc_status check_precision(const mt_options *o)
 {
-    if (o->bf16 && o->fp32_residual_connection) {
+    if (o->bf16 && o->fp16) {
+        return MC_FAIL(MC_INVALID, "--bf16 and --fp16: activations have one type; keep one of the two");
+    }
+    if ((o->bf16 || o->fp16) && o->fp32_residual_connection) {
         return MC_FAIL(MC_UNSUPPORTED,
                        "--fp32-residual-connection: the residual stream has the type of the activations; "
-                       "leave the flag out, or --bf16");
+                       "leave the flag out, or %s",
+                       o->bf16 ? "--bf16" : "--fp16");
     }
     return MC_OK;
 }

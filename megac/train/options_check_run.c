@@ -151,6 +151,39 @@ static mc_status check_weight_decay(mt_options *o)
     return MC_OK;
 }
 
+/* A loss scale belongs to 16-bit types; Megatron-LM takes its flags without effect in fp32 too. */
+static void warn_loss_scale(const mt_options *o)
+{
+    bool dynamic = mt_options_given(o, &o->initial_loss_scale) || mt_options_given(o, &o->min_loss_scale) ||
+                   mt_options_given(o, &o->loss_scale_window) || mt_options_given(o, &o->hysteresis);
+    bool fixed = mc_given_float(o->loss_scale);
+    if (fixed && !o->fp16 && !o->bf16) {
+        MC_WARN("--loss-scale %g: no effect, fp32 needs no loss scale", o->loss_scale);
+    } else if (dynamic && (fixed || !o->fp16)) {
+        MC_WARN("--initial-loss-scale, --min-loss-scale, --loss-scale-window, --hysteresis: no effect %s",
+                fixed ? "with a static --loss-scale" : "without --fp16");
+    }
+}
+
+/* A rewind needs a checkpoint of everything that it takes back. */
+static mc_status check_stability(const mt_options *o)
+{
+    bool spikes = strcmp(o->spike_policy, "rewind") == 0, rewinds = spikes || strcmp(o->nan_policy, "rewind") == 0;
+    const char *flag = spikes ? "--spike-policy rewind" : "--nan-policy rewind";
+    if (rewinds && !(o->save && mc_given_int(o->save_interval))) {
+        return MC_FAIL(MC_INVALID, "%s: there is no checkpoint to go back to; give --save DIR --save-interval N", flag);
+    }
+    if (rewinds && (o->no_save_optim || o->no_load_optim)) {
+        return MC_FAIL(MC_INVALID, "%s: a rewind needs the optimizer's state; leave %s out", flag,
+                       o->no_save_optim ? "--no-save-optim" : "--no-load-optim");
+    }
+    if (o->fp16 && !mc_given_float(o->loss_scale) && o->min_loss_scale > o->initial_loss_scale) {
+        return MC_FAIL(MC_INVALID, "--min-loss-scale %g is above --initial-loss-scale %g; lower it", o->min_loss_scale,
+                       o->initial_loss_scale);
+    }
+    return MC_OK;
+}
+
 mc_status mt_i_check_optimizer(mt_options *o)
 {
     MC_TRY(check_weight_decay(o));
@@ -166,6 +199,8 @@ mc_status mt_i_check_optimizer(mt_options *o)
     if (!mt_i_trains(o)) {
         return MC_OK;
     }
+    warn_loss_scale(o);
+    MC_TRY(check_stability(o));
     mt_batch batch = {0};
     mt_batch_config sizes = mt_options_batch(o);
     MC_TRY(mt_batch_init(&batch, &sizes));

@@ -19,6 +19,7 @@ static const mc_option common_rows[] = {
 #include "megac/train/train_options.def"
 #include "megac/train/model_options.def"
 #include "megac/train/optim_options.def"
+#include "megac/train/stability_options.def"
 #include "datasets/ds_options.def"
 #include "megac/train/checkpoint_options.def"
 #include "megac/train/log_options.def"

@@ -4,9 +4,11 @@
 
 #include "layers/profile.h"
 #include "megac/train/engine.h"
+#include "megac/train/loss_scale.h"
 #include "megac/train/lr.h"
 #include "megac/train/metrics.h"
 #include "megac/train/saver.h"
+#include "megac/train/stability.h"
 #include "megac/train/stop.h"
 
 #ifdef __cplusplus
@@ -37,13 +39,20 @@ typedef struct mt_run {
     int64_t iteration;
     uint64_t consumed_samples, consumed_tokens;
     int64_t skipped_iterations;
+    uint64_t
+        schedule_samples; /* of steps that updated the model: the learning rate follows these (Megatron-LM's rule) */
+    mt_loss_scale_config scale_config;
+    mt_loss_scale scale;
+    mt_stability stability;
     double best_loss;        /* lowest validation loss so far (--save-best), */
     int64_t best_iteration;  /* and where; 0: none */
     int64_t saved_iteration; /* of the newest checkpoint of this run; -1: none */
     bool best_is_now;        /* the evaluation of this iteration was the best */
     mt_stop *stop;           /* signals; NULL where nothing would be saved */
     mt_saver saver;
-    mt_votes votes; /* of all ranks, in the last step */
+    mt_votes votes;           /* of all ranks, in the last step */
+    int64_t loaded_iteration; /* of the checkpoint that the run went on from; -1: none */
+    int nan_at[3];            /* tests only (loop.c): step, data-parallel rank, micro-batch from 1 on; zeros: none */
 } mt_run;
 
 /* Why the loop ended. */
@@ -75,6 +84,9 @@ mc_status mt_evaluate(mt_engine *e, const mt_feed *feed, int64_t n_steps, double
 
 /* Reads weights, and unless `weights_only` optimizer state and counters, into the run. `run` may lack an optimizer. */
 mc_status mt_run_load(mt_run *run, const char *path, int64_t step, bool weights_only) MC_MUST_CHECK;
+/* Back to the model, optimizer, schedule, loss scale and statistics of the newest checkpoint of this run, or the one
+ * that it began with; iteration and data go on. *done_out is false where there is none. Collective. */
+mc_status mt_run_rewind(mt_run *run, bool *done_out) MC_MUST_CHECK;
 /* Weights alone, for evaluation and generation. */
 mc_status mt_engine_load(mt_engine *e, const char *path, int64_t step) MC_MUST_CHECK;
 

@@ -28,6 +28,16 @@ mc_status mt_engine_load(mt_engine *e, const char *path, int64_t step)
     return st;
 }
 
+/* A fixed scale is the flag's. */
+static void load_decisions(mt_run *run, const mt_ckpt_state *state)
+{
+    run->schedule_samples = state->schedule_samples;
+    if (run->scale_config.dynamic && state->loss_scale > 0) {
+        run->scale = (mt_loss_scale){state->loss_scale, state->loss_scale_good_steps, state->loss_scale_hysteresis};
+    }
+    mt_stability_restore(&run->stability, state->recent_losses, state->recent_norms, state->n_recent);
+}
+
 mc_status mt_run_load(mt_run *run, const char *path, int64_t step, bool weights_only)
 {
     mt_weights *w;
@@ -51,6 +61,8 @@ mc_status mt_run_load(mt_run *run, const char *path, int64_t step, bool weights_
         run->best_loss = state->best_loss;
         run->best_iteration = state->best_iteration;
         run->e->optimizer->steps = run->o->no_load_optim ? 0 : state->optimizer_steps;
+        run->loaded_iteration = state->iteration;
+        load_decisions(run, state);
     }
     if (run->metrics.speaks) {
         char iteration[40] = "";
@@ -63,4 +75,25 @@ mc_status mt_run_load(mt_run *run, const char *path, int64_t step, bool weights_
 undo_weights:
     mt_weights_close(w);
     return st;
+}
+
+mc_status mt_run_rewind(mt_run *run, bool *done_out)
+{
+    bool own = run->saved_iteration >= 0;
+    int64_t from = own ? run->saved_iteration : run->loaded_iteration;
+    *done_out = from >= 0;
+    if (!*done_out) {
+        return MC_OK;
+    }
+    MC_TRY(mt_saver_finish(run));
+    mt_run now = *run;
+    MC_TRY(mt_run_load(run, own ? run->o->save : run->o->load, from, false));
+    run->iteration = now.iteration;
+    run->consumed_samples = now.consumed_samples;
+    run->consumed_tokens = now.consumed_tokens;
+    run->skipped_iterations = now.skipped_iterations;
+    run->best_loss = now.best_loss;
+    run->best_iteration = now.best_iteration;
+    run->loaded_iteration = now.loaded_iteration;
+    return MC_OK;
 }

@@ -30,6 +30,8 @@ static void drop(mt_saver *s)
     mt_contents_close(&s->contents);
     mc_free(s->config);
     s->config = NULL;
+    mc_free(s->recent);
+    s->recent = NULL;
 }
 
 static void join(mt_saver *s)
@@ -70,6 +72,9 @@ static mc_status begin(mt_run *run, bool snapshot)
     mt_saver *s = &run->saver;
     const ds_info *info = ds_source_first_info(run->train.source);
     MC_TRY(mt_options_text(run->o, &s->config));
+    int window = run->stability.config.window;
+    MC_TRY(MC_NEW_N(&s->recent, 2 * (size_t)window, "losses and norms of the last steps"));
+    int n_recent = mt_stability_history(&run->stability, s->recent, s->recent + window);
     MC_TRY(mt_contents_open(&s->contents, run->e, !run->o->no_save_optim, snapshot));
     mt_ckpt_state state = {
         .iteration = run->iteration,
@@ -77,6 +82,13 @@ static mc_status begin(mt_run *run, bool snapshot)
         .consumed_tokens = run->consumed_tokens,
         .skipped_iterations = (uint64_t)run->skipped_iterations,
         .optimizer_steps = run->e->optimizer->steps,
+        .schedule_samples = run->schedule_samples,
+        .loss_scale = run->scale_config.dynamic ? run->scale.scale : 0,
+        .loss_scale_good_steps = run->scale.good_steps,
+        .loss_scale_hysteresis = run->scale.hysteresis_left,
+        .recent_losses = s->recent,
+        .recent_norms = s->recent + window,
+        .n_recent = n_recent,
         .best_loss = run->best_loss,
         .best_iteration = run->best_iteration,
         .config = s->config,

@@ -16,6 +16,7 @@ typedef struct mt_saver {
     mt_ckpt_writer *writer; /* NULL: none */
     mt_contents contents;
     char *config;
+    double *recent; /* the last steps' losses, then their norms */
     int64_t iteration;
     bool best; /* it has the lowest validation loss so far */
     pthread_t thread;

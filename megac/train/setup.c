@@ -192,6 +192,41 @@ mc_status mt_setup_lr(const mt_setup *s, mt_lr_config *lr_out)
     return mt_lr_init(lr_out, &flags);
 }
 
+mt_loss_scale_config mt_setup_loss_scale(const mt_setup *s)
+{
+    const mt_options *o = s->o;
+    bool fixed = mc_given_float(o->loss_scale),
+         scaled = s->model.dtype != MC_F32 && (fixed || s->model.dtype == MC_F16);
+    return (mt_loss_scale_config){
+        .dynamic = scaled && !fixed,
+        .initial = !scaled ? 1
+                   : fixed ? o->loss_scale
+                           : o->initial_loss_scale,
+        .min = o->min_loss_scale,
+        .window = o->loss_scale_window,
+        .hysteresis = o->hysteresis,
+    };
+}
+
+static mt_policy policy_named(const char *name)
+{
+    return strcmp(name, "rewind") == 0 ? MT_POLICY_REWIND : strcmp(name, "stop") == 0 ? MT_POLICY_STOP : MT_POLICY_SKIP;
+}
+
+mt_stability_config mt_setup_stability(const mt_setup *s)
+{
+    const mt_options *o = s->o;
+    return (mt_stability_config){
+        .norm_limit = mc_given_float(o->grad_norm_limit) ? o->grad_norm_limit : 0,
+        .norm_factor = o->check_for_large_grads ? o->spike_factor : 0,
+        .loss_factor = o->check_for_spiky_loss ? o->spike_factor : 0,
+        .z_score = mc_given_float(o->loss_z_score) ? o->loss_z_score : 0,
+        .window = (int)o->spike_window,
+        .spike_policy = policy_named(o->spike_policy),
+        .nan_policy = policy_named(o->nan_policy),
+    };
+}
+
 mt_flops mt_setup_flops(const mt_setup *s)
 {
     const mt_model_config *c = &s->model;

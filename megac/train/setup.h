@@ -5,9 +5,11 @@
 
 #include "megac/train/batch.h"
 #include "megac/train/flops.h"
+#include "megac/train/loss_scale.h"
 #include "megac/train/lr.h"
 #include "megac/train/memory.h"
 #include "megac/train/options.h"
+#include "megac/train/stability.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -50,6 +52,9 @@ mt_memory_request mt_setup_memory(const mt_setup *s, int rank);
 
 /* Learning rate and weight decay of the run. */
 mc_status mt_setup_lr(const mt_setup *s, mt_lr_config *lr_out) MC_MUST_CHECK;
+/* Without --fp16 and --loss-scale a fixed scale of 1. */
+mt_loss_scale_config mt_setup_loss_scale(const mt_setup *s);
+mt_stability_config mt_setup_stability(const mt_setup *s);
 /* Model FLOPs per token. */
 mt_flops mt_setup_flops(const mt_setup *s);
 

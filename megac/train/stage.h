@@ -66,6 +66,7 @@ typedef struct mt_stage {
     const ds_loader *loader; /* NULL: dry run */
     bool training;
     float loss_scale; /* of the sum of weighted token losses: the only place where the loss is scaled is the loop */
+    int nan_micro;    /* tests only: number of the micro-batch, from 1 on, whose loss scale is NaN; 0: none */
     struct mt_trace *trace; /* (optional) default: nothing; --trace-tensors */
 } mt_stage;
 

@@ -1,4 +1,6 @@
 /* Forward and backward of a stage: what pp_exec calls. */
+#include <math.h>
+
 #include "megac/base/rng.h"
 #include "megac/train/stage.h"
 #include "megac/train/trace.h"
@@ -109,10 +111,11 @@ static mc_status head(mt_stage *s, int micro, const mt_io *io, mc_tensor h, mc_t
     if (train) {
         dn = mc_arena_take_2d(scratch, s->c->dtype, h.dims[0], h.dims[1]);
     }
+    float scale = micro + 1 == s->nan_micro ? NAN : s->loss_scale;
     ly_norm_fwd norm = final_norm(s, h, n, stats);
     MC_TRY(acquire_outer(s, head_unit(s), s->params.n_units));
     MC_TRY(s->ly.ops->norm_fwd(&s->ly, &norm));
-    MC_TRY(tp_head_loss(&s->x.tp, &s->head, n, io->targets, io->weights, s->loss_scale, losses, dn));
+    MC_TRY(tp_head_loss(&s->x.tp, &s->head, n, io->targets, io->weights, scale, losses, dn));
     if (train) {
         ly_norm_bwd back = {
             .kind = s->c->norm,

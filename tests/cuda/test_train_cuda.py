@@ -117,3 +117,14 @@ def test_a_rank_that_dies_ends_the_job(tmp_path):
     done = cuda_runs.run(["train", *flags], 2, expect=None, timeout=60, fail="cudaEventRecord:300@1", deadline=5)
     assert done.returncode not in (0, 110), done.stderr  # 110: mpirun's own timeout
     assert "cudaEventRecord" in done.stderr
+
+
+def test_zero_and_recomputation(tmp_path):
+    """Parameters gathered ahead, gradients scattered behind, blocks computed again, checkpoints written from snapshots."""
+    shape = [*LLAMA, "--dp", "2", "--micro-batch-size", "2", "--num-layers", "3"]
+    flags = [*shape, "--zero", "3", "--recompute-granularity", "full", "--recompute-num-layers", "2"]
+    saved = [*flags, "--save", tmp_path / "c", "--save-interval", "1", "--async-save", "--device", "cuda"]
+    late, chance = (cuda_runs.train(saved, 2, tmp_path / "m.jsonl", policy=p) for p in ("late", "random:1"))
+    assert late == chance
+    assert close(late, cpu(shape, 2, tmp_path), 2e-5)
+    run_cpu(["inspect", tmp_path / "c", "--verify"])

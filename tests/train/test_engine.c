@@ -97,8 +97,9 @@ static void run_one(mt_engine *e, ds_loader *loader, uint64_t first, int n_micro
     assert_int_equal(e->arenas.scratch.used_bytes, 0);
     if (training) {
         assert_int_equal(stats.peak_live, 1); /* 1F1B on one stage */
-        assert_int_equal(mt_optimizer_step(e->optimizer, 1e-3, 1e-3, 0.1, n_micro, &votes, &result), MC_OK);
-        assert_false(result.skipped);
+        assert_int_equal(mt_optimizer_reduce(e->optimizer, n_micro, 1, &votes, &result), MC_OK);
+        assert_true(result.grad_norm > 0);
+        assert_int_equal(mt_optimizer_update(e->optimizer, 1e-3, 1e-3, 0.1, 1, result.grad_norm), MC_OK);
         assert_int_equal(e->arenas.scratch.used_bytes, 0);
     }
 }
