@@ -36,13 +36,13 @@ mc_status mt_hf_config_with_dtype(const char *path, const char *text, size_t byt
                                   mt_text *out) MC_MUST_CHECK;
 
 /* model.safetensors.index.json: tensor by tensor, in order of names, the file that holds it. The strings live as long
- * as *json_out (mt_hf_index_release). */
+ * as *json_out (mt_hf_json_release). */
 typedef struct mt_hf_entry {
     const char *tensor, *file;
 } mt_hf_entry;
 mc_status mt_hf_index_parse(const char *path, const char *text, size_t bytes, mt_hf_entry **entries_out, int *n_out,
                             void **json_out) MC_MUST_CHECK;
-void mt_hf_index_release(void *json); /* NULL allowed */
+void mt_hf_json_release(void *json); /* NULL allowed */
 
 #ifdef __cplusplus
 }

@@ -31,6 +31,9 @@ struct mt_hf {
     char *chunk;           /* MT_I_CHUNK_BYTES as stored; behind it four times that for wider elements */
 };
 
+/* Parses text that has to be a JSON object; *root_out is released by mt_hf_json_release. */
+mc_status mt_i_hf_json(const char *path, const char *text, size_t bytes, void **root_out) MC_MUST_CHECK;
+
 #ifdef __cplusplus
 }
 #endif

@@ -206,7 +206,7 @@ void mt_hf_close(mt_hf *hf)
     }
     mt_hf_map_destroy(&hf->map);
     mt_options_free(hf->o);
-    mt_hf_index_release(hf->index_json);
+    mt_hf_json_release(hf->index_json);
     mc_free(hf->config_text);
     mc_free(hf->index);
     mc_free(hf->files);
