@@ -255,7 +255,7 @@ mc_status mt_i_check_checkpoint(mt_options *o)
     } needs_load[] = {
         {"--finetune", o->finetune},
         {"--ckpt-step", mc_given_int(o->ckpt_step)},
-        {"--use-checkpoint-args", o->use_checkpoint_args},
+        {"--use-checkpoint-args", o->use_checkpoint_args && !o->pretrained_checkpoint},
         {"--load-if-exists", o->load_if_exists},
     };
     for (size_t i = 0; i < sizeof needs_load / sizeof needs_load[0]; i++) {
@@ -265,6 +265,10 @@ mc_status mt_i_check_checkpoint(mt_options *o)
     }
     if (!o->load && (o->command == MT_EVAL || o->command == MT_GENERATE)) {
         return MC_FAIL(MC_INVALID, "--load is missing; give the directory of a checkpoint");
+    }
+    if (o->pretrained_checkpoint && (o->command == MT_EVAL || o->command == MT_GENERATE)) {
+        return MC_FAIL(MC_INVALID, "--pretrained-checkpoint %s: is read by megac train; give it to --load here",
+                       o->pretrained_checkpoint);
     }
     if (o->load_if_exists && o->command != MT_TRAIN) {
         return MC_FAIL(MC_INVALID, "--load-if-exists: without a checkpoint there is nothing to do; leave the flag out");
