@@ -36,6 +36,7 @@ typedef struct mt_options {
 #include "megac/train/stability_options.def"
 #include "megac/train/checkpoint_options.def"
 #include "megac/train/log_options.def"
+#include "megac/train/eval_options.def"
 #include "megac/train/generate_options.def"
 #include "megac/train/plan_options.def"
 #include "megac/base/option_end.def"

@@ -287,5 +287,18 @@ mc_status mt_i_check_command(mt_options *o)
     if (o->greedy && mt_options_given(o, &o->temperature) && o->temperature > 0) {
         return MC_FAIL(MC_INVALID, "--greedy and --temperature %g contradict each other; keep one", o->temperature);
     }
+    const char *always = o->greedy ? "--greedy" : o->temperature > 0 ? NULL : "--temperature 0";
+    if (always && o->top_k > 0) {
+        return MC_FAIL(MC_INVALID,
+                       "%s always takes the likeliest token: --top-k %lld has nothing to choose from; "
+                       "leave one out",
+                       always, (long long)o->top_k);
+    }
+    if (always && o->top_p > 0) {
+        return MC_FAIL(MC_INVALID,
+                       "%s always takes the likeliest token: --top-p %g has nothing to choose from; "
+                       "leave one out",
+                       always, o->top_p);
+    }
     return MC_OK;
 }

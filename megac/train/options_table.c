@@ -34,6 +34,12 @@ static const mc_option megatron_rows[] = {
 #include "megac/base/option_end.def"
 };
 
+static const mc_option eval_rows[] = {
+#include "megac/base/option_rows.def"
+#include "megac/train/eval_options.def"
+#include "megac/base/option_end.def"
+};
+
 static const mc_option generate_rows[] = {
 #include "megac/base/option_rows.def"
 #include "megac/train/generate_options.def"
@@ -102,8 +108,8 @@ static const mc_option_table model_tables[] = {
                   .n_sets = 2},
     [MT_EVAL] = {.usage = "megac eval --load DIR --data-path PREFIX [FLAGS]",
                  .summary = "Loss and perplexity of a checkpoint on a dataset.",
-                 .sets = {ROWS(common_rows), ROWS(megatron_rows)},
-                 .n_sets = 2},
+                 .sets = {ROWS(eval_rows), ROWS(common_rows), ROWS(megatron_rows)},
+                 .n_sets = 3},
     [MT_GENERATE] = {.usage = "megac generate --load DIR [--prompt TEXT] [FLAGS]",
                      .summary = "Text from a checkpoint.",
                      .sets = {ROWS(generate_rows), ROWS(common_rows), ROWS(megatron_rows)},
