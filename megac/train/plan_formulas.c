@@ -1,10 +1,12 @@
 #include "megac/train/plan_formulas.h"
 
-/* Rajbhandari et al. 2020 (ZeRO), section 3: 2 bytes of parameter, 2 of gradient, 12 of fp32 parameter and moments. */
-static double zero_states(const mt_formula_input *in)
+/* Rajbhandari et al. 2020 (ZeRO), section 3: 2 bytes of parameter, 2 of gradient, `optimizer` bytes: 12 of fp32
+ * parameter and moments, 16 with fp32 gradient sums. */
+static double zero_states(const mt_formula_input *in, double optimizer)
 {
     double n = (double)in->parameters / (in->tp * in->pp), dp = in->dp;
-    return 2 * n / (in->zero >= 3 ? dp : 1) + 2 * n / (in->zero >= 2 ? dp : 1) + 12 * n / (in->zero >= 1 ? dp : 1);
+    return 2 * n / (in->zero >= 3 ? dp : 1) + 2 * n / (in->zero >= 2 ? dp : 1) +
+           optimizer * n / (in->zero >= 1 ? dp : 1);
 }
 
 /* Megatron-LM's theoretical_memory_usage.py: gradients in fp32. */
@@ -34,7 +36,9 @@ void mt_plan_formulas(const mt_formula_input *in, mt_formula out[MT_FORMULAS])
     double n = (double)in->parameters, tokens = (double)c->seq_length * (double)in->micro_batch;
     const mt_formula all[MT_FORMULAS] = {
         {"ZeRO states (Rajbhandari et al. 2020)", "(2 + 2 + 12) bytes a parameter, shared out by stage",
-         "activations, buffers; assumes 16-bit gradients", zero_states(in)},
+         "activations, buffers; assumes 16-bit gradients", zero_states(in, 12)},
+        {"ZeRO states with fp32 gradient sums", "(2 + 2 + 16) bytes a parameter, shared out by stage",
+         "activations, buffers; assumes 16-bit gradients beside their sums", zero_states(in, 16)},
         {"Megatron-LM states", "18 bytes a parameter; 6 + 12 / DP with the distributed optimizer",
          "activations, buffers; assumes 16-bit training", megatron_states(in)},
         {"activations (Korthikanti et al. 2022)", "s b h L (34 + 5 a s / h) and its variants for TP, SP, recomputation",

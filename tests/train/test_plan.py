@@ -70,6 +70,8 @@ def test_formulas_of_states():
     for dp, zero, want in [(8, 0, 16), (8, 1, 4 + 12 / 8), (8, 2, 2 + 14 / 8), (8, 3, 2)]:
         n, e = estimates("--micro-batch-size", 1, "--dp", dp, "--zero", zero)
         assert e["ZeRO states (Rajbhandari et al. 2020)"] == pytest.approx(want * n)
+        fp32_sums = 4 / (dp if zero > 0 else 1)
+        assert e["ZeRO states with fp32 gradient sums"] == pytest.approx((want + fp32_sums) * n)
         assert e["Megatron-LM states"] == pytest.approx((18 if zero == 0 else 6 + 12 / dp) * n)
     n, e = estimates("--micro-batch-size", 1, "--tp", 2, "--pp", 2)
     assert e["ZeRO states (Rajbhandari et al. 2020)"] == pytest.approx(16 * n / 4)
