@@ -4,6 +4,7 @@
 #include "layers/cuda/slab.cuh"
 #include "layers/cuda/tensors.cuh"
 #include "layers/workspace.h"
+#include "megac/base/rng.h"
 
 /* A block's piece of the slab: long enough that its search through the segments (about ten dependent reads) hides
  * behind the other blocks' traffic, short enough that the last blocks to finish do not matter. */
@@ -64,27 +65,159 @@ __global__ void __launch_bounds__(SLAB_THREADS)
     });
 }
 
+/* One element type of many, known at the launch. */
+struct any_array {
+    void *data;
+    int dtype;
+};
+
+template <int N> __device__ __forceinline__ void any_load(float (&x)[N], any_array a, int64_t i)
+{
+    if (a.dtype == MC_F32) {
+        ly_load_f32(x, static_cast<const float *>(a.data) + i);
+    } else if (a.dtype == MC_BF16) {
+        ly_load_f32(x, static_cast<const __nv_bfloat16 *>(a.data) + i);
+    } else {
+        ly_load_f32(x, static_cast<const __half *>(a.data) + i);
+    }
+}
+
+/* Stochastic rounding of N elements, the first of which is element `e` of its tensor: one Philox block serves four. */
+template <int N>
+__device__ __forceinline__ void round_bf16(float (&x)[N], uint32_t seed, uint32_t stream, uint64_t step, uint64_t e)
+{
+    mc_rng_block block = mc_rng_bits(seed, stream, step, e / 4);
+#pragma unroll
+    for (int k = 0; k < N; k++) {
+        if (k > 0 && (e + k) % 4 == 0) {
+            block = mc_rng_bits(seed, stream, step, (e + k) / 4);
+        }
+        uint32_t at = (uint32_t)(e + k) % 4; /* by selection, so that the words stay in registers */
+        uint32_t word = at == 0 ? block.w[0] : at == 1 ? block.w[1] : at == 2 ? block.w[2] : block.w[3];
+        uint32_t bits = __float_as_uint(x[k]);
+        bool special = (bits & 0x7f800000u) == 0x7f800000u;
+        x[k] = special ? x[k] : __uint_as_float((bits + (word & 0xffffu)) & 0xffff0000u); /* exact in bf16 */
+    }
+}
+
+template <int N>
+__device__ __forceinline__ void any_store(any_array a, int64_t i, float (&x)[N], uint32_t seed, uint32_t stream,
+                                          uint64_t step, uint64_t e)
+{
+    if (a.dtype == MC_F32) {
+        ly_store_f32(static_cast<float *>(a.data) + i, x);
+    } else if (a.dtype == MC_BF16) {
+        round_bf16(x, seed, stream, step, e);
+        ly_store_f32(static_cast<__nv_bfloat16 *>(a.data) + i, x);
+    } else {
+        ly_store_f32(static_cast<__half *>(a.data) + i, x);
+    }
+}
+
+/* Element of the segment's tensor that element i of the slab is. */
+__device__ __forceinline__ uint64_t global_element(const ly_segment &s, int64_t i)
+{
+    int64_t at = i - s.begin;
+    return (uint64_t)(s.global0 + at + (s.gap != 0 ? s.gap * ((s.col0 + at) / s.cols) : 0));
+}
+
+/* States of 16 bits. Bytes an element: twice the sizes of param, m, v; that of grad, twice with clear_grad; 2 for
+ * model. With all in bf16, 14 or 16 bytes against one Philox block for each of three numbers every four elements. A
+ * pack of four may cross the end of a row only where rows follow each other in the global tensor (gap 0). */
+__global__ void __launch_bounds__(SLAB_THREADS)
+    adamw_mixed_kernel(void *param, int param_type, void *grad, int grad_type, void *m, int m_type, void *v, int v_type,
+                       void *model, int model_type, const ly_segment *segments, int n_segments, int64_t n,
+                       adamw_rates r, uint32_t seed, uint64_t step_number, bool clear_grad, bool wide)
+{
+    int64_t begin = (int64_t)blockIdx.x * SLAB_BLOCK, end = begin + SLAB_BLOCK < n ? begin + SLAB_BLOCK : n;
+    any_array ap = {param, param_type}, ag = {grad, grad_type}, am = {m, m_type}, av = {v, v_type};
+    ly_pieces(segments, n_segments, begin, end, [&](const ly_segment &s, int64_t b, int64_t e) {
+        float step = r.step_size * s.lr_mult, decay = r.lr * s.lr_mult * r.weight_decay * s.decay_mult;
+        auto update = [&](auto width, int64_t i) {
+            constexpr int N = decltype(width)::N;
+            uint64_t element = global_element(s, i);
+            float p[N], g[N], mi[N], vi[N];
+            any_load(p, ap, i);
+            any_load(g, ag, i);
+            any_load(mi, am, i);
+            any_load(vi, av, i);
+#pragma unroll
+            for (int k = 0; k < N; k++) {
+                g[k] *= r.grad_scale;
+                mi[k] = fmaf(r.beta1, mi[k], r.rest1 * g[k]);
+                vi[k] = fmaf(r.beta2, vi[k], r.rest2 * g[k] * g[k]);
+                float kept = fmaf(-decay, p[k], p[k]);
+                p[k] = fmaf(-step, mi[k] / fmaf(sqrtf(vi[k]), r.root, r.eps), kept);
+                g[k] = 0.0f;
+            }
+            any_store(am, i, mi, seed, mc_rng_stream(MC_RNG_ROUND_M, s.tensor), step_number, element);
+            any_store(av, i, vi, seed, mc_rng_stream(MC_RNG_ROUND_V, s.tensor), step_number, element);
+            any_store(ap, i, p, seed, mc_rng_stream(MC_RNG_ROUND_PARAM, s.tensor), step_number, element);
+            if (model) {
+                if (model_type == MC_F16) {
+                    ly_store_f32(static_cast<__half *>(model) + i, p);
+                } else {
+                    ly_store_f32(static_cast<__nv_bfloat16 *>(model) + i, p);
+                }
+            }
+            if (clear_grad && grad_type == MC_F32) {
+                ly_store_f32(static_cast<float *>(grad) + i, g);
+            } else if (clear_grad) {
+                ly_store_f32(static_cast<__nv_bfloat16 *>(grad) + i, g);
+            }
+        };
+        if (wide && s.gap == 0) {
+            ly_span<SLAB_PACK>(b, e, update);
+        } else {
+            ly_span<1>(b, e, update);
+        }
+    });
+}
+
+static adamw_rates adamw_rates_of(const ly_adamw *a)
+{
+    double rest1 = 1.0 - pow((double)a->beta1, (double)a->step), rest2 = 1.0 - pow((double)a->beta2, (double)a->step);
+    return {.lr = a->lr,
+            .beta1 = a->beta1,
+            .rest1 = 1.0f - a->beta1,
+            .beta2 = a->beta2,
+            .rest2 = 1.0f - a->beta2,
+            .eps = a->eps,
+            .weight_decay = a->weight_decay,
+            .grad_scale = a->grad_scale,
+            .step_size = (float)((double)a->lr / rest1),
+            .root = (float)(1.0 / sqrt(rest2))};
+}
+
 template <class G, class M> static int adamw_launch(const ly_ctx *cx, const ly_adamw *a)
 {
     float *param = ly_data<float>(a->param), *m = ly_data<float>(a->m), *v = ly_data<float>(a->v);
     G *grad = ly_data<G>(a->grad);
     M *model = ly_data<M>(a->model);
     int64_t n = a->param.dims[0];
-    double rest1 = 1.0 - pow((double)a->beta1, (double)a->step), rest2 = 1.0 - pow((double)a->beta2, (double)a->step);
-    adamw_rates rates = {.lr = a->lr,
-                         .beta1 = a->beta1,
-                         .rest1 = 1.0f - a->beta1,
-                         .beta2 = a->beta2,
-                         .rest2 = 1.0f - a->beta2,
-                         .eps = a->eps,
-                         .weight_decay = a->weight_decay,
-                         .grad_scale = a->grad_scale,
-                         .step_size = (float)((double)a->lr / rest1),
-                         .root = (float)(1.0 / sqrt(rest2))};
+    adamw_rates rates = adamw_rates_of(a);
     bool wide = ly_fits<SLAB_PACK>(param) && ly_fits<SLAB_PACK>(grad) && ly_fits<SLAB_PACK>(m) &&
                 ly_fits<SLAB_PACK>(v) && ly_fits<SLAB_PACK>(model);
     LY_LAUNCH((adamw_kernel<G, M>), slab_grid(n), SLAB_THREADS, 0, ly_stream(cx), param, grad, m, v, model, a->segments,
               a->n_segments, n, rates, a->clear_grad != 0, wide);
+    return ly_launched();
+}
+
+/* Whether packs of four elements of x are aligned, whatever its type. */
+static bool any_fits(mc_tensor x)
+{
+    return (uintptr_t)x.data % (SLAB_PACK * mc_dtype_bytes(x.dtype)) == 0;
+}
+
+static int adamw_mixed_launch(const ly_ctx *cx, const ly_adamw *a)
+{
+    int64_t n = a->param.dims[0];
+    bool wide = any_fits(a->param) && any_fits(a->grad) && any_fits(a->m) && any_fits(a->v) &&
+                (!mc_tensor_present(a->model) || any_fits(a->model));
+    LY_LAUNCH(adamw_mixed_kernel, slab_grid(n), SLAB_THREADS, 0, ly_stream(cx), a->param.data, (int)a->param.dtype,
+              a->grad.data, (int)a->grad.dtype, a->m.data, (int)a->m.dtype, a->v.data, (int)a->v.dtype, a->model.data,
+              (int)a->model.dtype, a->segments, a->n_segments, n, adamw_rates_of(a), a->seed, (uint64_t)a->step,
+              a->clear_grad != 0, wide);
     return ly_launched();
 }
 
@@ -110,6 +243,10 @@ extern "C" int ly_k_adamw(const ly_ctx *cx, const ly_adamw *a)
     MC_ASSERT(slab_types_are_known(a->grad, a->model));
     if (n == 0 || a->n_segments == 0) {
         return 0;
+    }
+    if (a->param.dtype != MC_F32 || a->m.dtype != MC_F32 || a->v.dtype != MC_F32) {
+        MC_ASSERT(a->param.dtype != MC_F16 && !(mc_tensor_present(a->model) && a->param.dtype != MC_F32));
+        return adamw_mixed_launch(cx, a);
     }
     return SLAB_BY_TYPES(adamw_launch, cx, a);
 }

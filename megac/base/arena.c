@@ -50,5 +50,8 @@ size_t mc_arena_mark(const mc_arena *arena)
 void mc_arena_rewind(mc_arena *arena, size_t mark)
 {
     MC_ASSERT(mark <= arena->used_bytes);
+    if (arena->split) {
+        mc_arena_split_spoil(arena->split, mark, arena->used_bytes);
+    }
     arena->used_bytes = mark;
 }

@@ -62,6 +62,15 @@ static inline uint16_t mc_f16_from_f32(float f)
     return (uint16_t)(sign | ((magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13));
 }
 
+/* bf16 of a value by stochastic rounding: up with the probability of what is cut off, so that the mean over random
+ * words is x itself. The low 16 bits of `word` decide. Infinities and NaN as mc_bf16_from_f32. */
+static inline uint16_t mc_bf16_stochastic(float x, uint32_t word)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return (bits & 0x7f800000u) == 0x7f800000u ? mc_bf16_from_f32(x) : (uint16_t)((bits + (word & 0xffffu)) >> 16);
+}
+
 #ifdef __cplusplus
 }
 #endif

@@ -30,6 +30,9 @@ typedef enum {
     MC_RNG_DATA_BLEND,
     MC_RNG_DATA_MOCK,
     MC_RNG_SAMPLING,
+    MC_RNG_ROUND_PARAM, /* stochastic rounding of parameters and of Adam's moments; `sample` is the update's number */
+    MC_RNG_ROUND_M,
+    MC_RNG_ROUND_V,
 } mc_rng_kind;
 
 MC_RNG_FN uint32_t mc_rng_stream(mc_rng_kind kind, uint32_t index)

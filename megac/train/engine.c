@@ -83,7 +83,7 @@ static mc_status open_model(mt_engine *e)
     mt_memory_plan plan;
     mt_memory_request rq = mt_setup_memory(s, mc_world_job(e->world)->rank);
     MC_TRY(mt_memory_measure(&rq, &plan));
-    MC_TRY(mt_memory_reserve(&e->memory, &plan, &e->dev, e->world, &e->arenas));
+    MC_TRY(mt_memory_reserve(&e->memory, &plan, &e->dev, e->ly.stream, e->world, &e->arenas));
     e->ly.workspace = e->memory.workspace;
     e->ly.workspace_bytes = plan.workspace;
     MC_TRY(mt_stage_create(&s->model, &e->place, &rq.sizes, &e->ly, &e->groups.tp, &e->groups.dp, &e->dev, &e->arenas,
@@ -149,12 +149,7 @@ void mt_engine_destroy(mt_engine *e)
     if (e->dev.ops && e->ly.stream.handle) { /* after an error work may be under way: what it uses must outlive it */
         (void)e->dev.ops->stream_sync(&e->dev, e->ly.stream);
     }
-    mt_optimizer_destroy(e->optimizer);
-    mt_stage_destroy(e->stage);
-    mt_memory_release(&e->memory);
-    pp_plan_fini(&e->train_plan);
-    pp_plan_fini(&e->eval_plan);
-    mc_pool_destroy(e->pool);
+    /* Before the memory: after an error an operation may still wait for another rank. */
     mc_comm *all[MT_N_GROUPS] = {&e->groups.embedding, &e->groups.kv_replicas, &e->groups.pp, &e->groups.dp,
                                  &e->groups.tp};
     for (int i = 0; i < MT_N_GROUPS; i++) {
@@ -162,6 +157,12 @@ void mt_engine_destroy(mt_engine *e)
             mc_comm_destroy(all[i]);
         }
     }
+    mt_optimizer_destroy(e->optimizer);
+    mt_stage_destroy(e->stage);
+    mt_memory_release(&e->memory);
+    pp_plan_fini(&e->train_plan);
+    pp_plan_fini(&e->eval_plan);
+    mc_pool_destroy(e->pool);
     while (e->n_host_groups > 0) {
         mc_comm_destroy(&e->host_groups[--e->n_host_groups]);
     }

@@ -112,20 +112,20 @@ static mc_status take_memory(mt_memory *m, bool shares, mc_world *world, void **
 }
 
 /* Every tensor an allocation of its own, besides the slabs that were reserved. */
-static mc_status split(mt_memory *m, mt_arenas *a)
+static mc_status split(mt_memory *m, mt_arenas *a, mc_stream stream)
 {
     mc_arena *all[MT_N_ARENAS] = {&a->params,  &a->grads,   &a->optimizer, &a->stash,
                                   &a->scratch, &a->process, &a->pinned};
     for (int i = 0; i < MT_N_ARENAS; i++) {
         mc_mem kind = all[i] == &a->pinned ? MC_MEM_PINNED_HOST : MC_MEM_DEVICE;
-        MC_TRY(mc_arena_split_create(m->dev, kind, &m->splits[i]));
+        MC_TRY(mc_arena_split_create(m->dev, kind, stream, &m->splits[i]));
         mc_arena_bind_split(all[i], m->splits[i], all[i]->cap_bytes);
     }
     return MC_OK;
 }
 
-mc_status mt_memory_reserve(mt_memory *memory, const mt_memory_plan *plan, mc_device *dev, mc_world *world,
-                            mt_arenas *arenas)
+mc_status mt_memory_reserve(mt_memory *memory, const mt_memory_plan *plan, mc_device *dev, mc_stream stream,
+                            mc_world *world, mt_arenas *arenas)
 {
     mt_memory m = {.plan = *plan, .dev = dev};
     bool shares = dev->ops->host_memory && mc_world_job(world)->size > 1;
@@ -153,7 +153,7 @@ mc_status mt_memory_reserve(mt_memory *memory, const mt_memory_plan *plan, mc_de
     carve(&at, &arenas->scratch, plan->scratch);
     mc_arena_bind(&arenas->pinned, m.pinned, plan->pinned);
     if (mc_arena_split_wanted() && !shares) {
-        st = split(&m, arenas);
+        st = split(&m, arenas, stream);
         if (st != MC_OK) {
             mt_memory_release(&m);
             return st;

@@ -49,9 +49,10 @@ typedef struct mt_memory {
     mc_arena_split *splits[MT_N_ARENAS]; /* MC_ARENA_SPLIT=1: where the arenas' tensors lie instead */
 } mt_memory;
 
-/* Reserves exactly the plan and binds the arenas. Collective over the world. */
-mc_status mt_memory_reserve(mt_memory *memory, const mt_memory_plan *plan, mc_device *dev, mc_world *world,
-                            mt_arenas *arenas) MC_MUST_CHECK;
+/* Reserves exactly the plan and binds the arenas, whose tensors are used in the order of `stream`. Collective over the
+ * world. */
+mc_status mt_memory_reserve(mt_memory *memory, const mt_memory_plan *plan, mc_device *dev, mc_stream stream,
+                            mc_world *world, mt_arenas *arenas) MC_MUST_CHECK;
 void mt_memory_release(mt_memory *memory);
 
 #ifdef __cplusplus

@@ -99,7 +99,9 @@ mc_status mt_model_config_from(const mt_options *o, const ds_source *data, mt_mo
             (float)(mc_given_float(o->embedding_init_method_std) ? o->embedding_init_method_std : o->init_method_std),
         .init_xavier = o->init_method_xavier_uniform,
         .seed = (uint32_t)o->seed,
-        .dtype = o->bf16 ? MC_BF16 : o->fp16 ? MC_F16 : MC_F32,
+        .dtype = o->bf16   ? MC_BF16
+                 : o->fp16 ? MC_F16
+                           : MC_F32,
     };
     MC_TRY(set_vocab(&c, o, data));
     *config_out = c;

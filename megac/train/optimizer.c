@@ -5,7 +5,7 @@
 #include "megac/base/alloc.h"
 #include "megac/train/trace.h"
 
-/* Elements of a row before its second range: query rows, where key/value rows are replicated. */
+/* Elements of a row before its second range, if it has one: query rows, where key/value rows are replicated; gates. */
 static int64_t own_elems(const mt_param *r)
 {
     return r->ranges[0].count * (r->n_dims == 2 ? r->local_dims[1] : 1);
@@ -20,8 +20,22 @@ static mc_status upload_segments(mt_optimizer *o)
                              s->ly.stream);
 }
 
-/* Elements [from, to) of a row as one segment of the piece, which starts at slab element `begin`; nothing where the
- * piece does not hold them. Returns the number of segments; only that where `out` is NULL. */
+/* Where element `flat` of a row's local tensor, and those that follow it in its range, stand in the global tensor. */
+static void locate(const mt_param *r, int64_t flat, ly_segment *out)
+{
+    int64_t cols = r->n_dims == 2 ? r->local_dims[1] : 1, global_cols = r->n_dims == 2 ? r->global_dims[1] : 1;
+    int64_t row = flat / cols, col = flat % cols;
+    int range = r->shard_dim == 0 && row >= r->ranges[0].count;
+    int64_t global_row = r->shard_dim == 0 ? r->ranges[range].begin + row - (range ? r->ranges[0].count : 0) : row;
+    out->tensor = r->init_stream & 0xffffff;
+    out->global0 = global_row * global_cols + col + (r->shard_dim == 1 ? r->ranges[0].begin : 0);
+    out->cols = cols;
+    out->gap = global_cols - cols;
+    out->col0 = col;
+}
+
+/* Elements [from, to) of a row, all of one range, as one segment of the piece, which starts at slab element `begin`;
+ * nothing where the piece does not hold them. Returns the number of segments; only that where `out` is NULL. */
 static int row_segment(const mt_optimizer *o, const mt_param *r, int64_t from, int64_t to, bool counts, int64_t begin,
                        int64_t elems, ly_segment *out)
 {
@@ -37,6 +51,7 @@ static int row_segment(const mt_optimizer *o, const mt_param *r, int64_t from, i
             .decay_mult = r->decay ? 1.0f : 0.0f,
             .norm_weight = r->counts_in_norm && counts ? 1.0f : 0.0f,
         };
+        locate(r, lo - r->offset, out);
     }
     return 1;
 }
@@ -50,9 +65,10 @@ static int piece_segments(const mt_optimizer *o, int64_t begin, int64_t elems, l
     int n = 0;
     for (int i = 0; i < p->n_rows; i++) {
         const mt_param *r = &p->rows[i];
-        int64_t all = mt_param_elems(r), own = r->grad_sum == MT_SUM_KV_REPLICAS ? own_elems(r) : all;
-        n += row_segment(o, r, 0, own, true, begin, elems, out ? out + n : NULL);
-        n += row_segment(o, r, own, all, first_replica, begin, elems, out ? out + n : NULL);
+        int64_t all = mt_param_elems(r), first = r->n_ranges > 1 ? own_elems(r) : all;
+        bool counts = r->grad_sum != MT_SUM_KV_REPLICAS || first_replica;
+        n += row_segment(o, r, 0, first, true, begin, elems, out ? out + n : NULL);
+        n += row_segment(o, r, first, all, counts, begin, elems, out ? out + n : NULL);
     }
     return n;
 }
@@ -92,7 +108,7 @@ static mc_tensor moment_part(mc_tensor moment, int64_t at, int64_t elems)
 }
 
 /* Own parts of all units, whose norms add up to the global norm in every stage of ZeRO; these are what is updated, but
- * for stage 0, which updates everything as one more piece. */
+ * for stage 0, which updates everything as one more piece unless gradients are of two types. */
 static mc_status make_pieces(mt_optimizer *o)
 {
     const mt_shards *d = &o->stage->shards;
@@ -111,8 +127,9 @@ static mc_status make_pieces(mt_optimizer *o)
         };
     }
     o->n_norm_pieces = o->n_pieces;
-    o->first_update = d->zero > 0 ? 0 : o->n_pieces;
-    if (d->zero == 0) {
+    bool whole = d->zero == 0 && !d->grads_bf16;
+    o->first_update = whole ? o->n_pieces : 0;
+    if (whole) {
         o->pieces[o->n_pieces++] = (mt_piece){
             .grad = d->grad_store,
             .main = d->main_store,
@@ -171,10 +188,10 @@ mc_status mt_optimizer_create(const mt_optimizer_config *config, mt_stage *stage
     mc_arena *arena = &stage->arenas->optimizer;
     int64_t n = mt_shards_state_elems(&stage->shards), packed = packed_elems(stage);
     if (config->kind == MT_ADAM || config->momentum > 0) {
-        o->m = mc_arena_take_1d(arena, MC_F32, n);
+        o->m = mc_arena_take_1d(arena, config->exp_avg, n);
     }
     if (config->kind == MT_ADAM) {
-        o->v = mc_arena_take_1d(arena, MC_F32, n);
+        o->v = mc_arena_take_1d(arena, config->exp_avg_sq, n);
     }
     take_snapshots(o);
     MC_TRY_GOTO(st, make_pieces(o), undo_optimizer);
@@ -214,8 +231,8 @@ static mc_status pack(mt_optimizer *o, bool back)
         mc_tensor grad = mt_shards_summed(&s->shards, i, 0, mt_param_elems(r));
         mc_tensor packed = mc_tensor_slice(o->sum_pack, 0, at, grad.dims[0]);
         if (grad.dims[0] > 0) {
-            MC_TRY(s->dev->ops->copy(s->dev, back ? grad.data : packed.data, back ? packed.data : grad.data,
-                                     mc_tensor_bytes(grad), s->ly.stream));
+            ly_cast move = {.x = back ? packed : grad, .out = back ? grad : packed, .scale = 1};
+            MC_TRY(s->ly.ops->cast(&s->ly, &move));
         }
         at += grad.dims[0];
     }
@@ -329,6 +346,7 @@ static mc_status update_piece(mt_optimizer *o, const mt_piece *q, double lr, dou
         .model = q->model,
         .segments = segments,
         .n_segments = q->n_segments,
+        .seed = o->stage->c->seed,
         .lr = (float)lr,
         .beta1 = o->config.beta1,
         .beta2 = o->config.beta2,
@@ -348,7 +366,7 @@ static mc_status update(mt_optimizer *o, double lr, double weight_decay, double 
     for (int i = o->first_update; i < o->n_pieces; i++) {
         MC_TRY(update_piece(o, &o->pieces[i], lr, weight_decay, grad_scale));
     }
-    d->grads_clear = o->config.kind == MT_ADAM && d->zero == 0;
+    d->grads_clear = o->config.kind == MT_ADAM && d->zero == 0 && !d->grads_bf16;
     return mt_shards_publish(d, false);
 }
 

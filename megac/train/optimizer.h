@@ -13,8 +13,9 @@ typedef enum { MT_ADAM, MT_SGD } mt_optimizer_kind;
 typedef struct mt_optimizer_config {
     mt_optimizer_kind kind;
     float beta1, beta2, eps, momentum;
-    double clip_grad; /* limit of the global L2 norm; 0: none */
-    bool snapshots;   /* host memory for a copy of all that a checkpoint holds (--async-save) */
+    double clip_grad;             /* limit of the global L2 norm; 0: none */
+    mc_dtype exp_avg, exp_avg_sq; /* of Adam's moments */
+    bool snapshots;               /* host memory for a copy of all that a checkpoint holds (--async-save) */
 } mt_optimizer_config;
 
 /* The groups that gradients are summed over besides data parallelism. */

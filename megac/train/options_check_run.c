@@ -154,8 +154,9 @@ static mc_status check_weight_decay(mt_options *o)
 /* A loss scale belongs to 16-bit types; Megatron-LM takes its flags without effect in fp32 too. */
 static void warn_loss_scale(const mt_options *o)
 {
-    bool dynamic = mt_options_given(o, &o->initial_loss_scale) || mt_options_given(o, &o->min_loss_scale) ||
-                   mt_options_given(o, &o->loss_scale_window) || mt_options_given(o, &o->hysteresis);
+    /* Other values than the rows' own: a file of printed options gives them all. */
+    bool dynamic = o->initial_loss_scale != 4294967296.0 || o->min_loss_scale != 1 || o->loss_scale_window != 1000 ||
+                   o->hysteresis != 2;
     bool fixed = mc_given_float(o->loss_scale);
     if (fixed && !o->fp16 && !o->bf16) {
         MC_WARN("--loss-scale %g: no effect, fp32 needs no loss scale", o->loss_scale);
@@ -184,6 +185,29 @@ static mc_status check_stability(const mt_options *o)
     return MC_OK;
 }
 
+/* 16-bit states of the optimizer. */
+static mc_status check_state_types(const mt_options *o)
+{
+    bool params = strcmp(o->main_params_dtype, "bf16") == 0, grads = strcmp(o->main_grads_dtype, "bf16") == 0;
+    bool moments = strcmp(o->exp_avg_dtype, "fp32") != 0 || strcmp(o->exp_avg_sq_dtype, "fp32") != 0;
+    if ((params || grads) && !o->bf16) {
+        return MC_FAIL(MC_INVALID, "--main-%s-dtype bf16 goes with --bf16; give that, or leave it out",
+                       params ? "params" : "grads");
+    }
+    if ((params || moments) && strcmp(o->optimizer, "adam") != 0) {
+        return MC_FAIL(MC_INVALID,
+                       "--optimizer %s keeps fp32 states; leave --main-params-dtype, --exp-avg-dtype and "
+                       "--exp-avg-sq-dtype out",
+                       o->optimizer);
+    }
+    if (grads && o->data_parallel_size > 1 && o->zero < 2) {
+        return MC_FAIL(MC_INVALID,
+                       "--main-grads-dtype bf16: %lld replicas sum in fp32 with --zero 2 or 3 only; give that",
+                       (long long)o->data_parallel_size);
+    }
+    return MC_OK;
+}
+
 mc_status mt_i_check_optimizer(mt_options *o)
 {
     MC_TRY(check_weight_decay(o));
@@ -195,6 +219,9 @@ mc_status mt_i_check_optimizer(mt_options *o)
         return MC_FAIL(MC_INVALID, "%s needs --lr-decay-style WSD, not %s",
                        mc_given_int(o->lr_wsd_decay_iters) ? "--lr-wsd-decay-iters" : "--lr-wsd-decay-samples",
                        o->lr_decay_style);
+    }
+    if (o->command == MT_TRAIN || o->command == MT_PLAN) {
+        MC_TRY(check_state_types(o));
     }
     if (!mt_i_trains(o)) {
         return MC_OK;

@@ -40,6 +40,11 @@ static mc_status set_batch(mt_setup *s)
     return MC_OK;
 }
 
+static mc_dtype moment_type(const char *name)
+{
+    return strcmp(name, "bf16") == 0 ? MC_BF16 : strcmp(name, "fp16") == 0 ? MC_F16 : MC_F32;
+}
+
 static mt_optimizer_config optimizer_config(const mt_options *o)
 {
     return (mt_optimizer_config){
@@ -49,6 +54,8 @@ static mt_optimizer_config optimizer_config(const mt_options *o)
         .eps = (float)o->adam_eps,
         .momentum = (float)o->sgd_momentum,
         .clip_grad = o->clip_grad,
+        .exp_avg = moment_type(o->exp_avg_dtype),
+        .exp_avg_sq = moment_type(o->exp_avg_sq_dtype),
         .snapshots = o->save && o->async_save,
     };
 }
@@ -176,6 +183,8 @@ mt_memory_request mt_setup_memory(const mt_setup *s, int rank)
                 .max_micro = s->max_micro,
                 .bucket_elems = s->o->ddp_bucket_size,
                 .recompute = mt_options_recompute(s->o),
+                .main_bf16 = strcmp(s->o->main_params_dtype, "bf16") == 0,
+                .grads_bf16 = strcmp(s->o->main_grads_dtype, "bf16") == 0,
                 .head_chunk_rows =
                     chunk > 0 ? chunk : tp_head_chunk_rows(rows, s->model.padded_vocab / place.tp, HEAD_CHUNK_BYTES),
             },

@@ -23,6 +23,16 @@ static int64_t store_elems(const mt_shards *s, bool whole_blocks)
     return n;
 }
 
+/* Units outside the blocks. */
+static int64_t outer_elems(const mt_shards *s)
+{
+    int64_t n = 0;
+    for (int u = 0; u < s->params->n_units; u++) {
+        n += is_block(s, u) ? 0 : unit_elems(s, u);
+    }
+    return n;
+}
+
 int64_t mt_shards_state_elems(const mt_shards *s)
 {
     return s->zero > 0 ? s->params->slab_elems / s->comm->size : s->params->slab_elems;
@@ -51,12 +61,16 @@ static void take_stores(mt_shards *s, const mt_shards_config *c)
     if (!c->training) {
         return;
     }
-    s->own_main = c->dtype != MC_F32;
+    s->own_main = c->dtype != MC_F32 && !c->main_bf16;
     if (s->own_main) {
         s->main_store = mc_arena_take_1d(c->optimizer_arena, MC_F32, mt_shards_state_elems(s));
     }
-    s->grad_store = mc_arena_take_1d(c->grads_arena, MC_F32, store_elems(s, s->zero < 2));
-    if (s->zero >= 2) {
+    int64_t grads = store_elems(s, s->zero < 2), outer = s->grads_bf16 ? outer_elems(s) : 0;
+    if (s->grads_bf16) {
+        s->outer_grad_store = mc_arena_take_1d(c->grads_arena, MC_F32, outer);
+    }
+    s->grad_store = mc_arena_take_1d(c->grads_arena, s->grads_bf16 ? MC_BF16 : MC_F32, grads - outer);
+    if (s->zero >= 2 || s->grads_bf16) {
         take_buffers(s, MC_F32, c->grads_arena, s->grad_buffers);
     }
 }
@@ -81,7 +95,7 @@ static void place(const mt_shards *s, int unit, mc_tensor store, const mc_tensor
 
 static void place_units(mt_shards *s, bool training)
 {
-    int64_t param_at = 0, grad_at = 0, size = s->comm->size;
+    int64_t param_at = 0, grad_at = 0, outer_at = 0, size = s->comm->size;
     size_t elem = mc_dtype_bytes(s->param_store.dtype);
     for (int u = 0; u < s->params->n_units; u++) {
         const mt_unit *unit = &s->params->units[u];
@@ -91,7 +105,9 @@ static void place_units(mt_shards *s, bool training)
         d->begin = unit->begin + s->comm->rank * d->elems;
         place(s, u, s->param_store, s->param_buffers, &param_at, &d->param, &d->param_part);
         if (training) {
-            place(s, u, s->grad_store, s->grad_buffers, &grad_at, &d->grad, &d->grad_part);
+            bool outer = s->grads_bf16 && !is_block(s, u);
+            place(s, u, outer ? s->outer_grad_store : s->grad_store, s->grad_buffers, outer ? &outer_at : &grad_at,
+                  &d->grad, &d->grad_part);
         }
         mc_tensor updated = s->zero > 0 ? d->param_part : d->param;
         d->state_at = s->zero > 0 ? unit->begin / size : unit->begin;
@@ -121,14 +137,15 @@ static mc_status make_buckets(mt_shards *s, int64_t bucket_elems)
 mc_status mt_shards_create(mt_shards *s, const mt_shards_config *c)
 {
     MC_ASSERT(c->zero >= 0 && c->zero <= 3 && (c->zero == 0 || (c->training && c->dp->size > 1)));
-    *s = (mt_shards){.params = c->params, .comm = c->dp, .ly = c->ly, .zero = c->zero};
+    MC_ASSERT(!c->grads_bf16 || c->zero >= 2 || c->dp->size == 1);
+    *s = (mt_shards){.params = c->params, .comm = c->dp, .ly = c->ly, .zero = c->zero, .grads_bf16 = c->grads_bf16};
     MC_TRY(MC_NEW_N(&s->units, c->params->n_units, "parameter units"));
     for (int i = 0; i < MT_UNIT_BUFFERS; i++) {
         s->held[i] = s->reducing[i] = -1;
     }
     take_stores(s, c);
     place_units(s, c->training);
-    if (c->training && s->zero == 0) {
+    if (c->training && s->zero == 0 && !s->grads_bf16) {
         MC_TRY(make_buckets(s, c->bucket_elems));
     }
     s->next = (s->zero == 0 ? s->n_buckets : c->params->n_units) - 1;

@@ -13,6 +13,9 @@
  * being gathered or reduced. Units outside the blocks stay whole, as the tied embedding is used at both ends of a step;
  * their gradients are reduced once a step.
  *
+ * With gradients in bf16 (--main-grads-dtype) blocks are treated as in stage 2: a micro-batch adds in f32 to a buffer,
+ * which is then added to the own part and rounded once.
+ *
  * Sums over the group add in rank order whatever the stage, and the global norm is a sum over parts in every stage, so
  * stages 0 and 1 are the same run to the bit; so are 2 and 3 with one micro-batch a step. With more, theirs add over
  * the group first and then over micro-batches. */
@@ -54,11 +57,12 @@ typedef struct mt_shards {
     const mc_comm *comm; /* data-parallel group */
     const ly_ctx *ly;
     int zero;
+    bool grads_bf16;
     bool own_main;   /* main parameters have memory of their own: T is of 16 bits, and an optimizer runs */
     mt_shard *units; /* [params->n_units] */
-    mc_tensor param_store, grad_store,
-        main_store; /* all of `param`, `grad`, `main` that is kept; main_store is
-                       param_store where the optimizer updates that, or where none runs */
+    mc_tensor param_store, grad_store; /* all of `param` and `grad` that is kept, */
+    mc_tensor outer_grad_store;        /* but for f32 gradients of units outside the blocks, where grad_store is bf16 */
+    mc_tensor main_store; /* all of `main`: param_store where the optimizer updates that, or where none runs */
     mc_tensor param_buffers[MT_UNIT_BUFFERS], grad_buffers[MT_UNIT_BUFFERS];
     int held[MT_UNIT_BUFFERS];     /* unit whose parameters lie, or will lie, in a buffer; -1: none */
     int reducing[MT_UNIT_BUFFERS]; /* unit whose gradient is being summed in a buffer; -1: none */
@@ -74,6 +78,8 @@ typedef struct mt_shards_config {
     mc_dtype dtype;       /* T */
     int zero;             /* 0 to 3; 0 in a group of one */
     bool training;        /* gradients and main parameters exist */
+    bool main_bf16;       /* the optimizer updates bf16 parameters: T itself */
+    bool grads_bf16;      /* with stage 2 or 3, or a group of one */
     int64_t bucket_elems; /* stage 0: least elements of a bucket (--ddp-bucket-size) */
     mc_arena *params_arena, *grads_arena, *optimizer_arena;
 } mt_shards_config;

@@ -81,6 +81,7 @@ mc_status mt_shards_begin_step(mt_shards *s)
 {
     if (!s->grads_clear) {
         MC_TRY(fill(s, s->grad_store));
+        MC_TRY(s->grads_bf16 ? fill(s, s->outer_grad_store) : MC_OK);
     }
     s->grads_clear = false;
     return MC_OK;
@@ -95,8 +96,12 @@ static mc_status absorb(mt_shards *s, int buffer)
     }
     mt_shard *d = &s->units[unit];
     s->reducing[buffer] = -1;
-    MC_TRY(mc_comm_wait(&d->reduce));
+    MC_TRY(s->comm->size > 1 ? mc_comm_wait(&d->reduce) : MC_OK);
     mc_tensor sum = mc_tensor_slice(d->grad, 0, s->comm->rank * d->elems, d->elems);
+    if (s->grads_bf16) {
+        ly_cast add = {.x = sum, .out = d->grad_part, .scale = 1, .accumulate = 1};
+        return s->ly->ops->cast(s->ly, &add);
+    }
     return s->ly->ops->add(s->ly, &(ly_add){d->grad_part, sum, d->grad_part});
 }
 
@@ -114,6 +119,9 @@ static mc_status begin_reduce_scatter(mt_shards *s, int unit)
 {
     mt_shard *d = &s->units[unit];
     mc_tensor part = mc_tensor_slice(d->grad, 0, s->comm->rank * d->elems, d->elems);
+    if (s->comm->size == 1) {
+        return MC_OK;
+    }
     return mc_comm_reduce_scatter_begin(s->comm, d->grad, part, &d->reduce);
 }
 

@@ -184,6 +184,8 @@ static mc_status create_shards(mt_stage *s, const mc_comm *dp_comm)
         .dtype = s->c->dtype,
         .zero = s->place.zero,
         .training = s->sizes.n_slots > 0,
+        .main_bf16 = s->sizes.main_bf16,
+        .grads_bf16 = s->sizes.n_slots > 0 && s->sizes.grads_bf16,
         .bucket_elems = s->sizes.bucket_elems,
         .params_arena = &s->arenas->params,
         .grads_arena = &s->arenas->grads,

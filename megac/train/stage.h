@@ -28,7 +28,8 @@ typedef struct mt_stage_sizes {
     int max_micro; /* micro-batches of a step */
     int64_t head_chunk_rows;
     mt_recompute recompute;
-    int64_t bucket_elems; /* least elements of a gradient bucket */
+    bool main_bf16, grads_bf16; /* --main-params-dtype, --main-grads-dtype */
+    int64_t bucket_elems;       /* least elements of a gradient bucket */
 } mt_stage_sizes;
 
 /* Activations of one micro-batch. */

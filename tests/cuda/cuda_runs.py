@@ -13,18 +13,29 @@ from megac_runs import MPI_ENV, metrics  # noqa: E402
 BUILD = pathlib.Path(os.environ.get("MEGAC_BUILD", ROOT / "build"))
 FOLDERS = [BUILD / "tests/cuda/standin", BUILD / "tests/cuda/kernels"]
 
+RACE = BUILD / "tests/cuda/race"
+
 needs_standins = pytest.mark.skipif(
     not (FOLDERS[0] / "libcudart.so.13").exists() or not (FOLDERS[1] / "libmegac_kernels.so").exists(),
     reason="the CUDA backend was not built: no CUDA toolkit",
 )
+needs_race_build = pytest.mark.skipif(
+    not (RACE / "libmegac_cuda.so").exists(), reason="no build for the race detector: no CUDA toolkit, or sanitizers"
+)
 
 
-def run(args, ranks=1, expect=0, timeout=300, **settings):
-    """megac over the stand-ins; `settings` are STANDIN_ variables by their lower-case names, or others by their own."""
-    line = [str(BUILD / "megac"), *map(str, args)]
+def run(args, ranks=1, expect=0, timeout=300, instrumented=False, plant=None, **settings):
+    """megac over the stand-ins; `settings` are STANDIN_ variables by their lower-case names, or others by their own.
+    instrumented: the build whose accesses the race detector sees; plant: a fault of race/planted.c."""
+    folders = [FOLDERS[0], RACE if instrumented else FOLDERS[1]]
+    line = [str((RACE if instrumented else BUILD) / "megac"), *map(str, args)]
+    if plant:
+        line = ["env", f"LD_PRELOAD={RACE / 'libplanted.so'}", f"PLANT={plant}", *line]
     if ranks > 1:
         line = ["mpirun", "--timeout", str(timeout), "-n", str(ranks), *line]
-    env = {**os.environ, **MPI_ENV, "LD_LIBRARY_PATH": ":".join(map(str, FOLDERS)), "MC_GEMM_AUTOTUNE": "0"}
+    env = {**os.environ, **MPI_ENV, "LD_LIBRARY_PATH": ":".join(map(str, folders)), "MC_GEMM_AUTOTUNE": "0"}
+    if instrumented:
+        settings = {"race": 1, **settings}
     for name, value in settings.items():
         env[name if name.isupper() else "STANDIN_" + name.upper()] = str(value)
     done = subprocess.run(line, env=env, timeout=timeout + 30, capture_output=True, text=True, errors="replace")

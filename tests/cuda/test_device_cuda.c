@@ -1,6 +1,9 @@
 /* The CUDA device: memory, copies, and order between streams by events alone. Runs on the stand-in runtime, whose
  * streams are as late as CUDA allows, and on a GPU. */
+#include <math.h>
+
 #include "megac/base/alloc.h"
+#include "megac/base/arena.h"
 #include "tests/cuda/cuda_device.h"
 
 enum { N = 1 << 16, GUARD = 64 };
@@ -156,6 +159,37 @@ static void opens_twice(void **state)
     assert_null(second.ops);
 }
 
+/* Work that is queued before the rewind of a split arena sees the tensor, work that is queued after it sees NaN: a use
+ * after the rewind is planted and found, whenever the device gets there. */
+static void a_tensor_is_spoiled_where_it_was_rewound(void **state)
+{
+    (void)state;
+    enum { ELEMS = 1000 };
+    mc_arena arena;
+    mc_arena_split *split = NULL;
+    float *host = cuda_host(&d, 3 * sizeof *host), *out = cuda_memory(&d, 2 * ELEMS * sizeof *out);
+    mc_arena_init(&arena, "scratch");
+    assert_int_equal(mc_arena_split_create(&d.dev, MC_MEM_DEVICE, d.cx.stream, &split), MC_OK);
+    mc_arena_bind_split(&arena, split, 1 << 16);
+    mc_tensor x = mc_arena_take_1d(&arena, MC_F32, ELEMS);
+    mc_tensor early = mc_tensor_1d(out, MC_F32, ELEMS), late = mc_tensor_1d(out + ELEMS, MC_F32, ELEMS);
+    assert_int_equal(d.cx.ops->fill(&d.cx, &(ly_fill){x, 1.5f}), MC_OK);
+    assert_int_equal(d.cx.ops->add(&d.cx, &(ly_add){.a = x, .b = x, .out = early}), MC_OK);
+    mc_arena_rewind(&arena, 0);
+    mc_tensor other = mc_arena_take_1d(&arena, MC_F32, ELEMS / 2);
+    assert_int_equal(d.cx.ops->fill(&d.cx, &(ly_fill){other, 4.0f}), MC_OK);
+    assert_int_equal(d.cx.ops->add(&d.cx, &(ly_add){.a = x, .b = x, .out = late}), MC_OK);
+    cuda_copy(&d, &host[0], out + ELEMS - 1, sizeof *host);
+    cuda_copy(&d, &host[1], out + ELEMS, sizeof *host);
+    cuda_copy(&d, &host[2], out + 2 * ELEMS - 1, sizeof *host);
+    cuda_wait(&d);
+    assert_true(host[0] == 3.0f);
+    assert_true(isnan(host[1]) && isnan(host[2]));
+    mc_arena_split_destroy(split);
+    cuda_memory_free(&d, out, 2 * ELEMS * sizeof *out);
+    cuda_host_free(&d, host, 3 * sizeof *host);
+}
+
 static int open_all(void **state)
 {
     (void)state;
@@ -176,7 +210,7 @@ int main(void)
         cmocka_unit_test(every_slot_is_there), cmocka_unit_test(describes_itself),
         cmocka_unit_test(memory_is_aligned),   cmocka_unit_test(impossible_memory_says_what_and_how_much),
         cmocka_unit_test(copies_and_clears),   cmocka_unit_test(events_order_streams),
-        cmocka_unit_test(opens_twice),
+        cmocka_unit_test(opens_twice),         cmocka_unit_test(a_tensor_is_spoiled_where_it_was_rewound),
     };
     return cmocka_run_group_tests(tests, open_all, close_all);
 }

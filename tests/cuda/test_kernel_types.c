@@ -2,6 +2,7 @@
  * gradients and models, cross entropy's gradient in T, casts between all types. The same call on the CPU, in f32 and
  * rounded here, says what is right; every order of threads must give the same bits. */
 #include <math.h>
+#include <stdlib.h>
 
 #include "layers/cuda/kernels.h"
 #include "layers/workspace.h"
@@ -274,6 +275,87 @@ static void optimizers(void **state)
     }
 }
 
+static int32_t raw_bits(const array *a, int64_t i)
+{
+    int32_t bits = 0;
+    size_t size = mc_dtype_bytes(a->type);
+    memcpy(&bits, a->bytes + (size_t)(GUARD + i) * size, size);
+    return bits;
+}
+
+/* States of 16 bits. Both sides round the same f32 numbers by the same words, but for those numbers' own last bits:
+ * where these fall on either side of a rounding, the results are neighbours. */
+static void mixed_case(mc_dtype param_type, mc_dtype m_type, mc_dtype v_type, int64_t n, int order)
+{
+    static array param[2], grad[2], m[2], v[2];
+    ly_segment segments[2];
+    int64_t others = 0, total = 0;
+    int n_segments = make_segments(n, segments);
+    segments[0].tensor = 5;
+    segments[0].global0 = 3;
+    segments[n_segments - 1].tensor = 6; /* columns [2, 9) of rows of 20 */
+    segments[n_segments - 1].cols = 7;
+    segments[n_segments - 1].gap = 13;
+    segments[n_segments - 1].col0 = 4;
+    segments[n_segments - 1].global0 = 6;
+    for (int device = 0; device < 2; device++) {
+        array_init(&param[device], param_type, n, wave);
+        array_init(&grad[device], MC_BF16, n, other_wave);
+        array_init(&m[device], m_type, n, wave); /* no tie with the gradient */
+        array_init(&v[device], v_type, n, small_square);
+        ly_adamw w = {.param = view(&param[device]),
+                      .grad = view(&grad[device]),
+                      .m = view(&m[device]),
+                      .v = view(&v[device]),
+                      .segments = segments,
+                      .n_segments = n_segments,
+                      .seed = 11,
+                      .lr = 0.01f,
+                      .beta1 = 0.9f,
+                      .beta2 = 0.95f,
+                      .eps = 1e-8f,
+                      .weight_decay = 0.1f,
+                      .grad_scale = 0.5f,
+                      .step = 3,
+                      .clear_grad = order == 0};
+        ly_ctx cx = {0}, host = cpu();
+        if (device) {
+            begin(order);
+            end(ly_k_adamw(&cx, &w), "adamw");
+        } else {
+            assert_int_equal(host.ops->adamw(&host, &w), MC_OK);
+        }
+    }
+    array *const all[3] = {param, m, v};
+    for (int k = 0; k < 3; k++) {
+        for (int64_t i = 0; i < n; i++) {
+            int32_t a = raw_bits(&all[k][0], i), b = raw_bits(&all[k][1], i);
+            double want = get(&all[k][0], i), got = get(&all[k][1], i);
+            bool same = a == b ||
+                        (all[k][0].type == MC_F32 ? fabs(got - want) <= 0x1p-21 * (fabs(want) + 1.0) : abs(a - b) <= 1);
+            if (!same) {
+                fail_msg("operand %d, element %lld is %.9g, want %.9g", k, (long long)i, got, want);
+            }
+            others += a != b && all[k][0].type != MC_F32;
+            total++;
+        }
+    }
+    assert_true(others * 200 <= total);
+    for (int64_t i = 0; i < n; i++) {
+        assert_int_equal(raw_bits(&grad[0], i), raw_bits(&grad[1], i));
+    }
+}
+
+static void optimizers_of_16_bits(void **state)
+{
+    (void)state;
+    for (int c = 0; c < N_SIZES; c++) {
+        mixed_case(MC_BF16, MC_BF16, MC_BF16, sizes[c], c % N_ORDERS);
+        mixed_case(MC_F32, MC_F16, MC_BF16, sizes[c], c % N_ORDERS);
+        mixed_case(MC_BF16, MC_F32, MC_F16, sizes[c], c % N_ORDERS);
+    }
+}
+
 static void xent_case(mc_dtype type, int64_t n_cols, int64_t valid, int order)
 {
     enum { R = 5 };
@@ -332,7 +414,7 @@ static void xent_gradients(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(casts), cmocka_unit_test(fills), cmocka_unit_test(optimizers),
-                                       cmocka_unit_test(xent_gradients)};
+                                       cmocka_unit_test(optimizers_of_16_bits), cmocka_unit_test(xent_gradients)};
     if (mc_pool_create(1, LY_POOL_SCRATCH_BYTES, &pool) != MC_OK) {
         return 1;
     }

@@ -52,6 +52,18 @@ def test_eight_ranks_under_all_policies(model, precision, tmp_path):
     assert close(runs["late"], want, 1e-2 if precision else 2e-5), (runs["late"], want)
 
 
+def test_fp16_overflows_where_the_cpu_s_does(tmp_path):
+    """The loss scale comes down from where gradients overflow, and doubles into the next overflow."""
+    flags = [*SHAPE, "--train-iters", "8", "--fp16", "--initial-loss-scale", 2**24, "--loss-scale-window", "2"]
+    have = cuda_runs.train([*flags, "--device", "cuda"], 1, tmp_path / "m.jsonl", policy="late")
+    want = cpu(flags, 1, tmp_path)
+    assert [norm is None for _, norm in have] == [norm is None for _, norm in want]
+    assert None in have[0] and [norm for _, norm in have if norm]
+    for (loss, norm), (want_loss, want_norm) in zip(have, want, strict=True):
+        assert loss == pytest.approx(want_loss, rel=2e-3)
+        assert norm is None or norm == pytest.approx(want_norm, rel=1e-2)
+
+
 @pytest.mark.parametrize(
     "ranks, layout",
     [
@@ -68,6 +80,22 @@ def test_eight_ranks_under_all_policies(model, precision, tmp_path):
 def test_layouts_equal_the_cpu(ranks, layout, tmp_path):
     have = cuda_runs.train([*GPT, *layout, "--device", "cuda"], ranks, tmp_path / "m.jsonl", policy="late")
     assert close(have, cpu(GPT, 1, tmp_path), 2e-5)
+
+
+@pytest.mark.parametrize("zero", [1, 2, 3])
+def test_zero_with_16_bit_parameters(zero, tmp_path):
+    """The CPU has no operators in 16 bits: what replicas share out is compared with replicas that do not."""
+    flags = [*LLAMA, "--bf16", "--dp", "2", "--device", "cuda", "--train-iters", "2"]
+    want = cuda_runs.train(flags, 2, tmp_path / "m.jsonl")
+    have = cuda_runs.train([*flags, "--zero", zero], 2, tmp_path / "m.jsonl")
+    assert close(have, want, 1e-6), (have, want)
+
+
+def test_tensors_that_are_apart_and_spoiled_by_rewinds(tmp_path):
+    """MC_ARENA_SPLIT=1: no kernel or operation between ranks uses what lies beyond its tensors or was given back."""
+    flags = [*GPT, "--tp", "2", "--pp", "2", "--sequence-parallel", "--device", "cuda", "--train-iters", "2"]
+    want = cuda_runs.train(flags, 4, tmp_path / "m.jsonl")
+    assert cuda_runs.train(flags, 4, tmp_path / "m.jsonl", MC_ARENA_SPLIT=1) == want
 
 
 def test_the_plan_needs_no_device_and_is_what_the_run_reserves():
@@ -128,3 +156,14 @@ def test_zero_and_recomputation(tmp_path):
     assert late == chance
     assert close(late, cpu(shape, 2, tmp_path), 2e-5)
     run_cpu(["inspect", tmp_path / "c", "--verify"])
+
+
+def test_eight_bytes_a_parameter(tmp_path):
+    """bf16 states, rounded at random: the same words on both devices."""
+    types = "--bf16 --main-params-dtype bf16 --main-grads-dtype bf16 --exp-avg-dtype bf16 --exp-avg-sq-dtype bf16".split()
+    flags = [*GPT, *types, "--tp", "2", "--num-layers", "2"]
+    late, chance = (
+        cuda_runs.train([*flags, "--device", "cuda"], 2, tmp_path / "m.jsonl", policy=p) for p in ("late", "random:1")
+    )
+    assert late == chance
+    assert close(late, cpu([*flags, "--device", "cpu"], 2, tmp_path), 1e-2)

@@ -53,6 +53,7 @@ static Machine *start()
     m->race = atoi(env("STANDIN_RACE", "0")) != 0;
     m->host_guard = atoi(env("STANDIN_HOSTGUARD", "1")) != 0;
     m->trace = atoi(env("STANDIN_TRACE", "0")) != 0;
+    m->stats = atoi(env("STANDIN_STATS", "0")) != 0;
     m->capacity = strtoull(env("STANDIN_MEM", "8589934592"), nullptr, 0);
     m->max_pending = strtoull(env("STANDIN_MAXPENDING", "4096"), nullptr, 0);
     m->deadline = strtod(env("STANDIN_DEADLINE", "20"), nullptr);
@@ -96,6 +97,8 @@ Lock::Lock(const char *api) : inject(false)
     if (in_host_function)
         misuse("%s is called inside a host function", api);
     inject = strikes(api, "*");
+    if (inject && (m.trace || m.stats))
+        say("NOTE", "%s fails, as STANDIN_FAIL wants", api);
 }
 
 Lock::~Lock()

@@ -116,7 +116,7 @@ struct Machine {
 
     Policy policy;
     uint64_t seed;
-    bool race, host_guard, trace;
+    bool race, host_guard, trace, stats;
     Driver driver;
     size_t max_pending;
     double deadline; /* seconds */

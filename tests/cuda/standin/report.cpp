@@ -120,7 +120,7 @@ static void report_exit(int status, void *)
     }
     if (m.n_misuses > MAX_REPORTS)
         say("NOTE", "%d more reports were left out", m.n_misuses - MAX_REPORTS);
-    if (atoi(env("STANDIN_STATS", "0"))) {
+    if (m.stats) {
         say("STATS", "%llu operations, %llu device allocations, peak %zu bytes, %llu switches of the guard, %d misuses",
             static_cast<unsigned long long>(m.n_run), static_cast<unsigned long long>(m.n_allocations), m.peak,
             static_cast<unsigned long long>(m.n_switches), m.n_misuses);
