@@ -88,6 +88,15 @@ def test_formulas_of_activations():
         ("--tp 4 --recompute-activations", 4, 10 + 24 / 4),
         ("--recompute-granularity full", 1, 2),
         ("--tp 4 --sequence-parallel --recompute-granularity full", 4, 2 / 4),
+        ("--tp 4 --recompute-granularity full --distribute-saved-activations", 4, 2 / 4),
+        ("--recompute-granularity full --recompute-num-layers 4", 1, 2 / 4),
+        # 4 layers of each of 2 stages have their input only: 8 of 32.
+        (
+            "--pp 2 --recompute-granularity full --recompute-method block --recompute-num-layers 4",
+            1,
+            (8 * 2 + 24 * (34 + 5 * a * s / h)) / 32,
+        ),
     ]:
         _, e = estimates("--micro-batch-size", b, *flags.split())
         assert e[name] == pytest.approx(s * b * h * layers * want), flags
+        assert e["activations (Megatron-LM's report)"] == pytest.approx(s * b * layers * (18 * h + 4 * 11008) / t), flags
