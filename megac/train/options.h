@@ -74,6 +74,16 @@ typedef struct mt_diff_options {
     mc_config config_;
 } mt_diff_options;
 
+typedef struct mt_launch_options {
+/* clang-format off */
+#include "megac/base/option_fields.def"
+#include "megac/base/base_options.def"
+#include "megac/train/launch_options.def"
+#include "megac/base/option_end.def"
+    /* clang-format on */
+    mc_config config_;
+} mt_launch_options;
+
 /* The rows of a command, for its help page and for tests. */
 const mc_option_table *mt_options_table(mt_command command);
 
@@ -111,13 +121,15 @@ pp_partition mt_options_partition(const mt_options *o);
 mt_recompute mt_options_recompute(const mt_options *o);
 mt_lr_flags mt_options_lr(const mt_options *o, int64_t global_batch);
 
-/* megac prepare, inspect and diff: read and checked at once; *done_out as above. */
+/* megac prepare, inspect, diff and launch: read and checked at once; *done_out as above. */
 mc_status mt_prepare_options_parse(int argc, char **argv, mt_prepare_options **out, bool *done_out) MC_MUST_CHECK;
 void mt_prepare_options_free(mt_prepare_options *o);
 mc_status mt_inspect_options_parse(int argc, char **argv, mt_inspect_options **out, bool *done_out) MC_MUST_CHECK;
 void mt_inspect_options_free(mt_inspect_options *o);
 mc_status mt_diff_options_parse(int argc, char **argv, mt_diff_options **out, bool *done_out) MC_MUST_CHECK;
 void mt_diff_options_free(mt_diff_options *o);
+mc_status mt_launch_options_parse(int argc, char **argv, mt_launch_options **out, bool *done_out) MC_MUST_CHECK;
+void mt_launch_options_free(mt_launch_options *o);
 
 #ifdef __cplusplus
 }
