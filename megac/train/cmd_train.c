@@ -5,11 +5,10 @@
 #include "megac/base/alloc.h"
 #include "megac/base/file.h"
 #include "megac/base/log.h"
-#include "megac/train/checkpoint.h"
-#include "megac/train/ckpt_inspect.h"
 #include "megac/train/commands.h"
 #include "megac/train/run.h"
 #include "megac/train/trace.h"
+#include "megac/train/weights.h"
 
 /* Whether the set is large enough shows now, not at the first evaluation. */
 static mc_status open_valid(mt_run *run)
@@ -58,17 +57,14 @@ static mc_status open_metrics(mt_run *run)
 static mc_status load(mt_run *run)
 {
     const mt_options *o = run->o;
-    int64_t step = mc_given_int(o->ckpt_step) ? o->ckpt_step : -1;
-    if (!o->load) {
-        return MC_OK;
+    mt_start start = mt_start_of(o);
+    if (start.path) {
+        return mt_run_load(run, start.path, start.step, start.weights_only);
     }
-    if (o->load_if_exists && !mt_checkpoint_is(o->load)) {
-        if (run->metrics.speaks) {
-            MC_INFO("--load %s: no checkpoint there yet; starting from scratch (--load-if-exists)", o->load);
-        }
-        return MC_OK;
+    if (o->load && run->metrics.speaks) {
+        MC_INFO("--load %s: no checkpoint there yet; starting from scratch (--load-if-exists)", o->load);
     }
-    return mt_run_load(run, o->load, step, o->finetune);
+    return MC_OK;
 }
 
 static void say_hello(const mt_run *run)

@@ -75,6 +75,26 @@ typedef struct mt_diff_options {
     mc_config config_;
 } mt_diff_options;
 
+typedef struct mt_launch_options {
+/* clang-format off */
+#include "megac/base/option_fields.def"
+#include "megac/base/base_options.def"
+#include "megac/train/launch_options.def"
+#include "megac/base/option_end.def"
+    /* clang-format on */
+    mc_config config_;
+} mt_launch_options;
+
+typedef struct mt_convert_options {
+/* clang-format off */
+#include "megac/base/option_fields.def"
+#include "megac/base/base_options.def"
+#include "megac/train/convert_options.def"
+#include "megac/base/option_end.def"
+    /* clang-format on */
+    mc_config config_;
+} mt_convert_options;
+
 /* The rows of a command, for its help page and for tests. */
 const mc_option_table *mt_options_table(mt_command command);
 
@@ -83,7 +103,8 @@ const mc_option_table *mt_options_table(mt_command command);
 mc_status mt_options_parse(mt_command command, int argc, char **argv, mt_options **out, bool *done_out) MC_MUST_CHECK;
 void mt_options_free(mt_options *o); /* NULL is allowed */
 
-/* Whether finishing needs the model's shape from --load first: mt_options_adopt with the checkpoint's configuration. */
+/* Whether finishing needs the model's shape from --load or --pretrained-checkpoint first: mt_options_adopt with the
+ * checkpoint's configuration. */
 bool mt_options_need_checkpoint(const mt_options *o);
 /* Takes the model's shape from `text` (mt_options_text of the run that wrote the checkpoint `where`). A flag that says
  * otherwise is overruled with a warning. */
@@ -99,6 +120,9 @@ mc_status mt_options_differences(mt_options *o, const char *text, char *list_out
  * o->world_size in. Call once. */
 mc_status mt_options_finish(mt_options *o, int world_size) MC_MUST_CHECK;
 
+/* The model's part of it alone, for commands that train nothing. */
+mc_status mt_options_finish_model(mt_options *o) MC_MUST_CHECK;
+
 /* Whether somebody gave the option (a member of *o): command line, file or checkpoint. */
 bool mt_options_given(const mt_options *o, const void *field);
 /* One "--flag value" a line, in the order of the rows: options that have a value, without those that may differ between
@@ -112,13 +136,17 @@ pp_partition mt_options_partition(const mt_options *o);
 mt_recompute mt_options_recompute(const mt_options *o);
 mt_lr_flags mt_options_lr(const mt_options *o, int64_t global_batch);
 
-/* megac prepare, inspect and diff: read and checked at once; *done_out as above. */
+/* megac prepare, inspect, diff, launch and convert: read and checked at once; *done_out as above. */
 mc_status mt_prepare_options_parse(int argc, char **argv, mt_prepare_options **out, bool *done_out) MC_MUST_CHECK;
 void mt_prepare_options_free(mt_prepare_options *o);
 mc_status mt_inspect_options_parse(int argc, char **argv, mt_inspect_options **out, bool *done_out) MC_MUST_CHECK;
 void mt_inspect_options_free(mt_inspect_options *o);
 mc_status mt_diff_options_parse(int argc, char **argv, mt_diff_options **out, bool *done_out) MC_MUST_CHECK;
 void mt_diff_options_free(mt_diff_options *o);
+mc_status mt_launch_options_parse(int argc, char **argv, mt_launch_options **out, bool *done_out) MC_MUST_CHECK;
+void mt_launch_options_free(mt_launch_options *o);
+mc_status mt_convert_options_parse(int argc, char **argv, mt_convert_options **out, bool *done_out) MC_MUST_CHECK;
+void mt_convert_options_free(mt_convert_options *o);
 
 #ifdef __cplusplus
 }

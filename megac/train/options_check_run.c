@@ -200,6 +200,16 @@ static mc_status check_state_types(const mt_options *o)
                        "--exp-avg-sq-dtype out",
                        o->optimizer);
     }
+    if ((o->optimizer_cpu_offload || o->optimizer_offload_path) && strcmp(o->optimizer, "adam") != 0) {
+        return MC_FAIL(MC_INVALID, "--optimizer %s has no moments to offload; leave %s out", o->optimizer,
+                       o->optimizer_cpu_offload ? "--optimizer-cpu-offload" : "--optimizer-offload-path");
+    }
+    if (o->optimizer_cpu_offload && o->optimizer_offload_path) {
+        return MC_FAIL(MC_INVALID,
+                       "--optimizer-cpu-offload and --optimizer-offload-path %s: one place or the other; leave "
+                       "one out",
+                       o->optimizer_offload_path);
+    }
     if (grads && o->data_parallel_size > 1 && o->zero < 2) {
         return MC_FAIL(MC_INVALID,
                        "--main-grads-dtype bf16: %lld replicas sum in fp32 with --zero 2 or 3 only; give that",
@@ -245,7 +255,7 @@ mc_status mt_i_check_checkpoint(mt_options *o)
     } needs_load[] = {
         {"--finetune", o->finetune},
         {"--ckpt-step", mc_given_int(o->ckpt_step)},
-        {"--use-checkpoint-args", o->use_checkpoint_args},
+        {"--use-checkpoint-args", o->use_checkpoint_args && !o->pretrained_checkpoint},
         {"--load-if-exists", o->load_if_exists},
     };
     for (size_t i = 0; i < sizeof needs_load / sizeof needs_load[0]; i++) {
@@ -255,6 +265,10 @@ mc_status mt_i_check_checkpoint(mt_options *o)
     }
     if (!o->load && (o->command == MT_EVAL || o->command == MT_GENERATE)) {
         return MC_FAIL(MC_INVALID, "--load is missing; give the directory of a checkpoint");
+    }
+    if (o->pretrained_checkpoint && (o->command == MT_EVAL || o->command == MT_GENERATE)) {
+        return MC_FAIL(MC_INVALID, "--pretrained-checkpoint %s: is read by megac train; give it to --load here",
+                       o->pretrained_checkpoint);
     }
     if (o->load_if_exists && o->command != MT_TRAIN) {
         return MC_FAIL(MC_INVALID, "--load-if-exists: without a checkpoint there is nothing to do; leave the flag out");

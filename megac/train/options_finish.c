@@ -62,12 +62,17 @@ mt_lr_flags mt_options_lr(const mt_options *o, int64_t global_batch)
     };
 }
 
+mc_status mt_options_finish_model(mt_options *o)
+{
+    MC_TRY(mt_i_check_model(o));
+    return mt_i_check_attention(o);
+}
+
 mc_status mt_options_finish(mt_options *o, int world_size)
 {
     MC_TRY(mt_i_check_command(o));
     MC_TRY(mt_i_check_checkpoint(o));
-    MC_TRY(mt_i_check_model(o));
-    MC_TRY(mt_i_check_attention(o));
+    MC_TRY(mt_options_finish_model(o));
     MC_TRY(mt_i_check_layout(o, world_size));
     MC_TRY(mt_i_check_batch(o));
     MC_TRY(mt_i_check_recompute(o));

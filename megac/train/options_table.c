@@ -79,6 +79,24 @@ static const mc_option diff_rows[] = {
 #include "megac/base/option_end.def"
 };
 #undef MC_OPTION_STRUCT
+
+#define MC_OPTION_STRUCT mt_launch_options
+static const mc_option launch_rows[] = {
+#include "megac/base/option_rows.def"
+#include "megac/base/base_options.def"
+#include "megac/train/launch_options.def"
+#include "megac/base/option_end.def"
+};
+#undef MC_OPTION_STRUCT
+
+#define MC_OPTION_STRUCT mt_convert_options
+static const mc_option convert_rows[] = {
+#include "megac/base/option_rows.def"
+#include "megac/base/base_options.def"
+#include "megac/train/convert_options.def"
+#include "megac/base/option_end.def"
+};
+#undef MC_OPTION_STRUCT
 /* clang-format on */
 
 /* Flags keep Megatron-LM's names and meanings. Common rows come first, so that a file or checkpoint of one command is
@@ -120,6 +138,20 @@ const mc_option_table mt_i_diff_table = {
     .usage = "megac diff A B [FLAGS]",
     .summary = "The first tensor in which two traced runs differ.",
     .sets = {ROWS(diff_rows)},
+    .n_sets = 1,
+};
+
+const mc_option_table mt_i_launch_table = {
+    .usage = "megac launch -n RANKS [FLAGS] -- COMMAND [FLAGS of COMMAND]",
+    .summary = "Starts ranks on this machine, with torchrun's variables in their environment, and ends them together.",
+    .sets = {ROWS(launch_rows)},
+    .n_sets = 1,
+};
+
+const mc_option_table mt_i_convert_table = {
+    .usage = "megac convert --input PATH --output PATH [FLAGS]",
+    .summary = "Hugging Face directory (GPT-2, Llama, Mistral, Qwen2, Qwen3) to checkpoint, and back.",
+    .sets = {ROWS(convert_rows)},
     .n_sets = 1,
 };
 

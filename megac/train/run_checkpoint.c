@@ -2,14 +2,15 @@
 #include "megac/base/alloc.h"
 #include "megac/train/ckpt_contents.h"
 #include "megac/train/run.h"
+#include "megac/train/weights.h"
 
 /* What a checkpoint does not have (a padded vocabulary's last rows) keeps its initial value: hence the read. */
-static mc_status read_items(mt_checkpoint *ckpt, mt_engine *e, bool with_optimizer)
+static mc_status read_items(mt_weights *w, mt_engine *e, bool with_optimizer)
 {
     mt_contents c;
     mc_status st = mt_contents_open(&c, e, with_optimizer, false);
     for (int i = 0; i < c.n_items && st == MC_OK; i++) {
-        st = mt_checkpoint_read(ckpt, &c.items[i]);
+        st = mt_weights_read(w, &c.items[i]);
     }
     for (int i = 0; i < c.n_stores && st == MC_OK; i++) {
         st = mt_host_view_write(&c.stores[i]);
@@ -20,10 +21,10 @@ static mc_status read_items(mt_checkpoint *ckpt, mt_engine *e, bool with_optimiz
 
 mc_status mt_engine_load(mt_engine *e, const char *path, int64_t step)
 {
-    mt_checkpoint *ckpt;
-    MC_TRY(mt_checkpoint_open(path, step, &ckpt));
-    mc_status st = read_items(ckpt, e, false);
-    mt_checkpoint_close(ckpt);
+    mt_weights *w;
+    MC_TRY(mt_weights_open(path, step, &w));
+    mc_status st = read_items(w, e, false);
+    mt_weights_close(w);
     return st;
 }
 
@@ -39,11 +40,20 @@ static void load_decisions(mt_run *run, const mt_ckpt_state *state)
 
 mc_status mt_run_load(mt_run *run, const char *path, int64_t step, bool weights_only)
 {
-    mt_checkpoint *ckpt;
-    MC_TRY(mt_checkpoint_open(path, step, &ckpt));
-    mc_status st = read_items(ckpt, run->e, !weights_only && !run->o->no_load_optim);
-    const mt_ckpt_state *state = mt_checkpoint_state(ckpt);
-    if (st == MC_OK && !weights_only) {
+    mt_weights *w;
+    MC_TRY(mt_weights_open(path, step, &w));
+    const mt_checkpoint *ckpt = mt_weights_checkpoint(w);
+    mc_status st = MC_OK;
+    if (!ckpt && !weights_only) {
+        st = MC_FAIL(MC_INVALID,
+                     "--load %s is a directory of Hugging Face, which has nothing to go on from; give it to "
+                     "--pretrained-checkpoint",
+                     path);
+        goto undo_weights;
+    }
+    MC_TRY_GOTO(st, read_items(w, run->e, !weights_only && !run->o->no_load_optim), undo_weights);
+    const mt_ckpt_state *state = ckpt ? mt_checkpoint_state(ckpt) : NULL;
+    if (!weights_only) {
         run->iteration = state->iteration;
         run->consumed_samples = state->consumed_samples;
         run->consumed_tokens = state->consumed_tokens;
@@ -54,12 +64,16 @@ mc_status mt_run_load(mt_run *run, const char *path, int64_t step, bool weights_
         run->loaded_iteration = state->iteration;
         load_decisions(run, state);
     }
-    if (st == MC_OK && run->metrics.speaks) {
-        printf("loaded %s, iteration %lld%s\n", path, (long long)state->iteration,
-               weights_only ? ", weights only" : "");
+    if (run->metrics.speaks) {
+        char iteration[40] = "";
+        if (state) {
+            snprintf(iteration, sizeof iteration, ", iteration %lld", (long long)state->iteration);
+        }
+        printf("loaded %s%s%s\n", path, iteration, weights_only ? ", weights only" : "");
         fflush(stdout);
     }
-    mt_checkpoint_close(ckpt);
+undo_weights:
+    mt_weights_close(w);
     return st;
 }
 

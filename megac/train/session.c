@@ -4,9 +4,9 @@
 
 #include "megac/base/alloc.h"
 #include "megac/base/log.h"
-#include "megac/train/checkpoint.h"
-#include "megac/train/ckpt_inspect.h"
 #include "megac/train/commands.h"
+#include "megac/train/stop.h"
+#include "megac/train/weights.h"
 
 static mc_status compare(const mt_session *s)
 {
@@ -30,13 +30,14 @@ static void set_log_level(const char *name)
 /* The model's shape from the checkpoint, where the command wants it from there. */
 static mc_status adopt(mt_options *o)
 {
-    mt_checkpoint *ckpt;
-    if (!mt_options_need_checkpoint(o) || (o->load_if_exists && !mt_checkpoint_is(o->load))) {
+    mt_weights *w;
+    mt_start start = mt_start_of(o);
+    if (!mt_options_need_checkpoint(o) || !start.path) {
         return MC_OK;
     }
-    MC_TRY(mt_checkpoint_open(o->load, mc_given_int(o->ckpt_step) ? o->ckpt_step : -1, &ckpt));
-    mc_status st = mt_options_adopt(o, o->load, mt_checkpoint_state(ckpt)->config);
-    mt_checkpoint_close(ckpt);
+    MC_TRY(mt_weights_open(start.path, start.step, &w));
+    mc_status st = mt_options_adopt(o, start.path, mt_weights_config(w));
+    mt_weights_close(w);
     return st;
 }
 
@@ -44,26 +45,32 @@ static mc_status adopt(mt_options *o)
  * --finetune may change what the shapes of the tensors allow. */
 static mc_status check_same_model(mt_options *o)
 {
-    mt_checkpoint *ckpt;
+    mt_weights *w;
+    mt_start start = mt_start_of(o);
     char list[1024];
-    if (o->command != MT_TRAIN || !o->load || o->use_checkpoint_args ||
-        (o->load_if_exists && !mt_checkpoint_is(o->load))) {
+    if (o->command != MT_TRAIN || !start.path || o->use_checkpoint_args) {
         return MC_OK;
     }
-    MC_TRY(mt_checkpoint_open(o->load, mc_given_int(o->ckpt_step) ? o->ckpt_step : -1, &ckpt));
-    mc_status st = mt_options_differences(o, mt_checkpoint_state(ckpt)->config, list, sizeof list);
-    mt_checkpoint_close(ckpt);
+    MC_TRY(mt_weights_open(start.path, start.step, &w));
+    mc_status st = mt_options_differences(o, mt_weights_config(w), list, sizeof list);
+    mt_weights_close(w);
     if (st != MC_OK || !list[0]) {
         return st;
     }
     if (o->finetune) {
-        MC_WARN("--finetune: the model differs from %s: %s", o->load, list);
+        MC_WARN("--finetune: the model differs from %s: %s", start.path, list);
         return MC_OK;
     }
     return MC_FAIL(MC_MISMATCH,
-                   "the model differs from --load %s: %s; give the flags that it was trained with, or "
+                   "the model differs from %s %s: %s; give the flags that it was trained with, or "
                    "--use-checkpoint-args",
-                   o->load, list);
+                   start.flag, start.path, list);
+}
+
+/* The hosts' communicator: under NCCL the launcher's. */
+static const char *host_comm(const mt_options *o)
+{
+    return o->comm && strcmp(o->comm, "nccl") == 0 ? NULL : o->comm;
 }
 
 mc_status mt_session_open(mt_session *s, mt_command command, const mc_job *job, int argc, char **argv)
@@ -78,7 +85,7 @@ mc_status mt_session_open(mt_session *s, mt_command command, const mc_job *job, 
     MC_TRY_GOTO(st, adopt(s->o), undo_session);
     MC_TRY_GOTO(st, mt_options_finish(s->o, job->size), undo_session);
     MC_TRY_GOTO(st, check_same_model(s->o), undo_session);
-    MC_TRY_GOTO(st, mc_world_open(job, s->o->comm, 60.0 * (double)s->o->distributed_timeout_minutes, &s->world),
+    MC_TRY_GOTO(st, mc_world_open(job, host_comm(s->o), 60.0 * (double)s->o->distributed_timeout_minutes, &s->world),
                 undo_session);
     MC_TRY_GOTO(st, compare(s), undo_session);
     return MC_OK;
@@ -101,6 +108,8 @@ mc_status mt_session_started(mc_world *world)
 void mt_let_rank_0_speak(int rank)
 {
     if (rank > 0) {
+        mt_stop_unblock(); /* nothing is left to save: a launcher may end this rank before it repeats what rank 0 says
+                            */
         nanosleep(&(struct timespec){.tv_nsec = 300 * 1000 * 1000}, NULL);
         mc_log_flush_held();
     }

@@ -56,6 +56,8 @@ static mt_optimizer_config optimizer_config(const mt_options *o)
         .clip_grad = o->clip_grad,
         .exp_avg = moment_type(o->exp_avg_dtype),
         .exp_avg_sq = moment_type(o->exp_avg_sq_dtype),
+        .offload = o->optimizer_cpu_offload || o->optimizer_offload_path,
+        .offload_dir = o->optimizer_offload_path,
         .snapshots = o->save && o->async_save,
     };
 }

@@ -239,6 +239,7 @@ mc_status mt_stage_create(const mt_model_config *c, const mt_place *place, const
     s->ly = *ly;
     s->dev = dev;
     s->arenas = arenas;
+    s->held_slot = -1;
     s->x.c = c;
     s->x.heads = mt_heads(c, place);
     s->x.recompute = sizes->n_slots > 0 ? sizes->recompute : (mt_recompute){0};

@@ -61,6 +61,8 @@ typedef struct mt_stage {
     mc_tensor final_gamma, final_beta, dfinal_gamma, dfinal_beta;
     mt_slot *slots;
     mt_block_stash *again; /* [recompute.group] stashes that blocks without their own take in turn */
+    /* Slot, and the first block of its group, that `again` still holds the forward's values of; slot -1: none. */
+    int held_slot, held_first;
     mt_io *io;
     mc_tensor grads[PP_GRAD_BUFFERS]; /* (Rl,C) */
     mc_tensor losses;                 /* (max_micro, R) f32, of the step under way */

@@ -167,6 +167,27 @@ static mc_status keep_rows(mt_stage *s, const mt_slot *slot, int l, mc_tensor h_
     return s->dev->ops->copy(s->dev, saved.data, mine.data, mc_tensor_bytes(saved), s->ly.stream);
 }
 
+/* The blocks whose turn in s->again block l takes: its group; itself where blocks keep a part (selective). */
+static bool turn_of(const mt_stage *s, int l, int *first_out, int *end_out)
+{
+    if (s->x.recompute.core_attn || s->x.recompute.mlp) {
+        *first_out = l;
+        *end_out = l + 1;
+        return true;
+    }
+    return mt_stage_group(s, l, first_out, end_out);
+}
+
+/* After block l's forward: what s->again holds from now on. A dry run computes all again, as a first stage does. */
+static void note_held(mt_stage *s, const mt_slot *slot, int l)
+{
+    int first, end;
+    if (turn_of(s, l, &first, &end)) {
+        s->held_slot = s->training && s->loader ? (int)(slot - s->slots) : -1;
+        s->held_first = first;
+    }
+}
+
 /* h_in of the first block -> h_out, through the slot's stashes; each block's output is the next one's input. */
 static mc_status run_blocks(mt_stage *s, const mt_micro *m, const mt_slot *slot, mc_tensor h_in, mc_tensor h_out)
 {
@@ -190,6 +211,7 @@ static mc_status run_blocks(mt_stage *s, const mt_micro *m, const mt_slot *slot,
         out = mc_tensor_slice(out, 0, 0, local);
         MC_TRY(mt_block_fwd(&s->x, &s->blocks[l], m, &view, out));
         MC_TRY(trace_block(s, m, l, &view, out));
+        note_held(s, slot, l);
     }
     return MC_OK;
 }
@@ -234,6 +256,33 @@ static mc_status run_group_again(mt_stage *s, const mt_micro *m, int slot, int l
     return MC_OK;
 }
 
+/* Whether s->again holds what block l's backward needs of it: nothing ran between its forward and this. Ends that. */
+static bool use_held(mt_stage *s, int slot, int l)
+{
+    int first, end;
+    if (!turn_of(s, l, &first, &end)) {
+        return false;
+    }
+    bool held = slot == s->held_slot && first == s->held_first;
+    s->held_slot = -1;
+    return held;
+}
+
+/* Gradient of block l's output -> of its input, in place. */
+static mc_status backward_block(mt_stage *s, const mt_micro *m, int slot, int l, mc_tensor dh)
+{
+    mt_block_stash stash = stash_of(s, slot, l);
+    mt_block_ctx x = s->x;
+    if (use_held(s, slot, l)) {
+        x.recompute = (mt_recompute){0};
+    } else {
+        MC_TRY(run_group_again(s, m, slot, l));
+    }
+    MC_TRY(acquire_block(s, l, l - 1));
+    MC_TRY(mt_shards_open_grads(&s->shards, s->params.first_block_unit + l));
+    return mt_block_bwd(&x, &s->blocks[l], m, &stash, dh);
+}
+
 static mc_status stage_backward(void *arg, pp_kind kind, int micro, int slot, int buffer, bool last)
 {
     mt_stage *s = arg;
@@ -249,13 +298,9 @@ static mc_status stage_backward(void *arg, pp_kind kind, int micro, int slot, in
         MC_TRY(mt_shards_close_grads(&s->shards, head_unit(s), last));
     }
     for (int l = s->place.n_layers - 1; l >= 0; l--) {
-        mt_block_stash stash = stash_of(s, slot, l);
         MC_TRY(mt_trace_tensor(s->trace, MT_TRACE_D_OUTPUT, s->place.first_layer + l, (int64_t)m.sample0,
                                counts_rows(s), dh));
-        MC_TRY(run_group_again(s, &m, slot, l));
-        MC_TRY(acquire_block(s, l, l - 1));
-        MC_TRY(mt_shards_open_grads(&s->shards, unit0 + l));
-        MC_TRY(mt_block_bwd(&s->x, &s->blocks[l], &m, &stash, dh));
+        MC_TRY(backward_block(s, &m, slot, l, dh));
         MC_TRY(mt_shards_close_grads(&s->shards, unit0 + l, last));
     }
     if (mt_has_embedding(&s->place)) {

@@ -1,0 +1,35 @@
+/* The directory that a conversion makes, and the files that it carries along as they are. */
+#ifndef MEGAC_TRAIN_CONVERT_OUTPUT_H
+#define MEGAC_TRAIN_CONVERT_OUTPUT_H
+
+#include "megac/base/file.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Folder of a converted checkpoint's save directory that holds the tokenizer's files and config.json as they came. */
+#define MT_CARRIED "huggingface"
+
+typedef struct mt_output {
+    char path[MC_PATH_BYTES]; /* as asked for, without slashes at its end */
+    char tmp[MC_PATH_BYTES];  /* where it is built */
+} mt_output;
+
+/* MC_INVALID when there is something at `path`. Leftovers of a conversion that died are removed. */
+mc_status mt_output_begin(mt_output *out, const char *path) MC_MUST_CHECK;
+/* Durable, and in its place. */
+mc_status mt_output_publish(const mt_output *out) MC_MUST_CHECK;
+/* After a failure: removes what was built. */
+void mt_output_undo(const mt_output *out);
+
+/* A new durable file `name` of the output. */
+mc_status mt_output_write(const mt_output *out, const char *name, const void *data, size_t bytes) MC_MUST_CHECK;
+/* Copies the files of tokenizers and generation settings, and with `config` config.json, from `dir` (which may be
+ * missing) to the folder `folder` of the output ("": the output itself), which is made when there is one to copy. */
+mc_status mt_output_carry(const mt_output *out, const char *dir, bool config, const char *folder) MC_MUST_CHECK;
+
+#ifdef __cplusplus
+}
+#endif
+#endif
