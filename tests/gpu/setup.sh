@@ -1,5 +1,5 @@
-# shellcheck shell=bash
 # What run.sh and bench.sh share: the tools, libraries and GPUs of a machine that has little else. Sourced.
+# shellcheck shell=bash
 
 started=$SECONDS
 say() {
