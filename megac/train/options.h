@@ -92,7 +92,8 @@ const mc_option_table *mt_options_table(mt_command command);
 mc_status mt_options_parse(mt_command command, int argc, char **argv, mt_options **out, bool *done_out) MC_MUST_CHECK;
 void mt_options_free(mt_options *o); /* NULL is allowed */
 
-/* Whether finishing needs the model's shape from --load or --pretrained-checkpoint first: mt_options_adopt with the checkpoint's configuration. */
+/* Whether finishing needs the model's shape from --load or --pretrained-checkpoint first: mt_options_adopt with the
+ * checkpoint's configuration. */
 bool mt_options_need_checkpoint(const mt_options *o);
 /* Takes the model's shape from `text` (mt_options_text of the run that wrote the checkpoint `where`). A flag that says
  * otherwise is overruled with a warning. */
