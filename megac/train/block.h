@@ -9,7 +9,7 @@
  *
  * What the backward needs of a micro-batch is its stash; norm outputs and activations are not kept but computed again
  * inside backward passes that read their inputs anyway, at no extra pass over memory. Everything else is scratch of one
- * call. */
+ * call. Generation stores keys and values in a cache, and attends a next token's query to it. */
 #ifndef MEGAC_TRAIN_BLOCK_H
 #define MEGAC_TRAIN_BLOCK_H
 
@@ -25,7 +25,8 @@ extern "C" {
 /* Parameter and gradient views of one block, by mt_block_param; absent ones have data NULL. */
 typedef struct mt_block {
     mc_tensor p[MT_BLOCK_PARAMS], d[MT_BLOCK_PARAMS];
-    int layer; /* global number */
+    mc_tensor k_cache, v_cache; /* of kv_cache.h; absent but in generation with a cache */
+    int layer;                  /* global number */
 } mt_block;
 
 /* Activations of one block and micro-batch. h_in is the previous block's h_out. */
@@ -48,11 +49,22 @@ typedef struct mt_block_ctx {
     mc_tensor rope_cos, rope_sin; /* (T, D/2); absent without rotary positions */
 } mt_block_ctx;
 
+/* Generation with a cache of keys and values: where the micro-batch's R tokens lie in it. */
+typedef struct mt_cached_rows {
+    mc_tensor places; /* (R) i32 */
+    bool next; /* each row is the next token of a text of its own, which sees its cached ones; else the rows begin
+                  one text, and see each other */
+    /* For `next`, gathered by each row's position; absent where the model has no such table. */
+    mc_tensor rope_cos, rope_sin; /* (R, D/2) */
+    mc_tensor positions;          /* (R,C) */
+} mt_cached_rows;
+
 /* The micro-batch at hand. */
 typedef struct mt_micro {
-    int64_t batch, seq_len; /* B, T: R = B T rows */
-    uint64_t sample0;       /* global number of its first sample */
-    bool dropout;           /* off in evaluation */
+    int64_t batch, seq_len;       /* B, T: R = B T rows */
+    uint64_t sample0;             /* global number of its first sample */
+    bool dropout;                 /* off in evaluation */
+    const mt_cached_rows *cached; /* (optional) default: no cache */
 } mt_micro;
 
 /* Takes the stash of R rows (max_batch x seq_length) from an arena; h_in is the caller's. What x->recompute says is not

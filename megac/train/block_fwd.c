@@ -126,10 +126,11 @@ mc_status mt_i_rope(const mt_block_ctx *x, const mt_micro *m, mc_tensor heads, b
     if (!mc_tensor_present(x->rope_cos)) {
         return MC_OK;
     }
+    bool gathered = m->cached && m->cached->next; /* row r of the tables is row r's */
     ly_rope a = {
         .x = heads,
-        .cos = x->rope_cos,
-        .sin = x->rope_sin,
+        .cos = gathered ? m->cached->rope_cos : x->rope_cos,
+        .sin = gathered ? m->cached->rope_sin : x->rope_sin,
         .seq_len = m->seq_len,
         .interleaved = x->c->rope.interleaved,
         .inverse = inverse,
@@ -160,6 +161,27 @@ static mc_status qk_norm_fwd(const mt_block_ctx *x, const mt_block *b, const mt_
     k.stats = s->k_stats;
     MC_TRY(ly->ops->head_norm_fwd(ly, &q));
     return ly->ops->head_norm_fwd(ly, &k);
+}
+
+/* Keys and values join those of earlier tokens, which the queries of next tokens see. */
+static mc_status attend_cached(const mt_block_ctx *x, const mt_block *b, const mt_cached_rows *c,
+                               const ly_attention_fwd *a)
+{
+    const ly_ctx *ly = x->tp.ly;
+    MC_TRY(ly->ops->kv_store(ly, &(ly_kv_store){a->k, a->v, c->places, b->k_cache, b->v_cache}));
+    if (!c->next) {
+        return ly->ops->attention_fwd(ly, a);
+    }
+    ly_attention_decode next = {
+        .q = a->q,
+        .places = c->places,
+        .k_cache = b->k_cache,
+        .v_cache = b->v_cache,
+        .out = a->out,
+        .scale = a->scale,
+        .window_left = a->window_left,
+    };
+    return ly->ops->attention_decode(ly, &next);
 }
 
 /* n1 -> attention output (R,Nl*H) in the stash. */
@@ -195,7 +217,7 @@ mc_status mt_i_attention_core_fwd(const mt_block_ctx *x, const mt_block *b, cons
         .head0 = x->heads.head0,
         .dropout = mt_i_dropout(x, b, m, MC_RNG_DROPOUT_ATTENTION),
     };
-    return ly->ops->attention_fwd(ly, &a);
+    return m->cached ? attend_cached(x, b, m->cached, &a) : ly->ops->attention_fwd(ly, &a);
 }
 
 /* h_in -> h_mid, n2. */

@@ -1,5 +1,7 @@
 #include "megac/train/ckpt_contents.h"
 
+#include <string.h>
+
 #include "megac/base/alloc.h"
 
 /* Rectangles of one row of the table that a rank may keep. */
@@ -14,12 +16,33 @@ static mc_status add_store(mt_contents *c, mt_engine *e, const char *prefix, mc_
     return MC_OK;
 }
 
+/* Moments that are not on the device. */
+static mc_status add_offloaded(mt_contents *c, mt_engine *e, const mc_tensor *copies)
+{
+    static const char *const prefixes[2] = {"optimizer.exp_avg", "optimizer.exp_avg_sq"};
+    mc_tensor stores[2];
+    MC_TRY(mt_offload_open(e->optimizer->offload, stores));
+    c->offload = e->optimizer->offload;
+    for (int i = 0; i < 2; i++) {
+        if (mc_tensor_present(copies[i])) {
+            memcpy(copies[i].data, stores[i].data, mc_tensor_bytes(stores[i]));
+            stores[i] = copies[i];
+        }
+        c->stores[c->n_stores] = mt_host_view_wrap(stores[i]);
+        c->prefixes[c->n_stores++] = prefixes[i];
+    }
+    return MC_OK;
+}
+
 /* The f32 parameters where there are any, else those that the model computes with; and the optimizer's moments. */
 static mc_status add_stores(mt_contents *c, mt_engine *e, bool with_optimizer, bool snapshot)
 {
     static const mc_tensor none[MT_SNAPSHOTS];
     const mc_tensor *copies = snapshot ? e->optimizer->snapshots : none;
     MC_TRY(add_store(c, e, "model", e->stage->shards.main_store, copies[0]));
+    if (with_optimizer && e->optimizer->offload) {
+        return add_offloaded(c, e, copies + 1);
+    }
     if (with_optimizer && mc_tensor_present(e->optimizer->m)) {
         MC_TRY(add_store(c, e, "optimizer.exp_avg", e->optimizer->m, copies[1]));
     }
@@ -86,6 +109,9 @@ void mt_contents_close(mt_contents *c)
 {
     for (int i = 0; i < c->n_stores; i++) {
         mt_host_view_close(&c->stores[i]);
+    }
+    if (c->offload) {
+        mt_offload_close(c->offload);
     }
     mc_free(c->items);
     *c = (mt_contents){0};

@@ -18,6 +18,7 @@ typedef struct mt_contents {
     int n_stores;
     mt_ckpt_item *items;
     int n_items;
+    mt_offload *offload; /* open */
 } mt_contents;
 
 /* Every tensor of this rank, holding the device's values; with `snapshot` copies of them in the optimizer's snapshot

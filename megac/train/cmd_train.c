@@ -133,7 +133,7 @@ static mc_status train(mt_run *run, mt_options *o, mt_end *end_out)
             return MC_FAIL(MC_INVALID, "--skip-train: nothing to evaluate on; give validation data (--split, "
                                        "--valid-data-path) and --eval-iters above 0 or --full-validation");
         }
-        MC_TRY(mt_evaluate(run->e, &run->valid, mt_eval_steps(o), &loss, &tokens));
+        MC_TRY(mt_evaluate(run->e, &run->valid, mt_eval_steps(o), NULL, &loss, &tokens));
         return mt_metrics_eval_done(&run->metrics, run->iteration, "valid", loss, tokens);
     }
     return mt_loop(run, end_out);

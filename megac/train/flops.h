@@ -1,7 +1,8 @@
 /* Floating-point operations of the model per token, and what the processor could do at most: the two sides of MFU.
  *
  * Only matrix products count, a multiply-add as two operations; forward once and backward twice (Korthikanti et al.,
- * "Reducing Activation Recomputation in Large Transformer Models", 2022, appendix A; recomputation does not count).
+ * "Reducing Activation Recomputation in Large Transformer Models", 2022, appendix A; recomputation does not count:
+ * --log-operators tells what was run).
  * Attention is counted in two ways, because published figures differ: `causal` (half of the T x T products, as
  * Megatron-LM has counted since 2024) and `full` (all of them, as in PaLM's MFU). */
 #ifndef MEGAC_TRAIN_FLOPS_H

@@ -2,7 +2,7 @@
 
 static mc_status move(mt_host_view *v, void *dst, const void *src)
 {
-    if (v->dev->ops->host_memory) {
+    if (dst == src || v->dev->ops->host_memory) {
         return MC_OK;
     }
     MC_TRY(v->dev->ops->copy(v->dev, dst, src, mc_tensor_bytes(v->device), v->stream));
@@ -32,6 +32,11 @@ mc_status mt_host_view_snapshot(mt_host_view *v, mc_device *dev, mc_stream strea
     *v = (mt_host_view){.dev = dev, .stream = stream, .device = device, .host = snapshot, .borrowed = true};
     MC_TRY(dev->ops->copy(dev, snapshot.data, device.data, mc_tensor_bytes(device), stream));
     return dev->ops->stream_sync(dev, stream);
+}
+
+mt_host_view mt_host_view_wrap(mc_tensor host)
+{
+    return (mt_host_view){.device = host, .host = host};
 }
 
 mc_status mt_host_view_write(mt_host_view *v)

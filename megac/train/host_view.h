@@ -27,6 +27,8 @@ mc_status mt_host_view_open(mt_host_view *v, mc_device *dev, mc_stream stream, m
  * while the device goes on. Waits for the copy. */
 mc_status mt_host_view_snapshot(mt_host_view *v, mc_device *dev, mc_stream stream, mc_tensor device,
                                 mc_tensor snapshot) MC_MUST_CHECK;
+/* What lies in host memory already, whatever the device. */
+mt_host_view mt_host_view_wrap(mc_tensor host);
 /* The device gets the host's values, ordered after the work queued on the stream; waits for it. */
 mc_status mt_host_view_write(mt_host_view *v) MC_MUST_CHECK;
 void mt_host_view_close(mt_host_view *v);

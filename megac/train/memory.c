@@ -12,13 +12,14 @@ static void measuring(mt_arenas *a)
     mc_arena_init(&a->stash, "activations");
     mc_arena_init(&a->scratch, "scratch");
     mc_arena_init(&a->process, "process");
+    mc_arena_init(&a->cache, "keys and values");
     mc_arena_init(&a->pinned, "pinned");
 }
 
 size_t mt_memory_total(const mt_memory_plan *p)
 {
-    return p->params + p->grads + p->optimizer + p->stash + p->scratch + p->process + p->workspace + p->pinned +
-           p->host;
+    return p->params + p->grads + p->optimizer + p->stash + p->scratch + p->process + p->cache + p->workspace +
+           p->pinned + p->host;
 }
 
 size_t mt_memory_on_device(const mt_memory_plan *p, const char *device)
@@ -26,12 +27,29 @@ size_t mt_memory_on_device(const mt_memory_plan *p, const char *device)
     return mt_memory_total(p) - (strcmp(device, "cpu") == 0 ? 0 : p->pinned + p->host);
 }
 
-/* One micro-batch forward and backward, and one for evaluation, with operators and groups that do nothing: what remains
- * is the sequence of takes from scratch, whose peak is the plan. */
+/* The longest text begun, and all texts continued. */
+static mc_status run_dry_generation(mt_stage *stage)
+{
+    const mt_token_step steps[] = {
+        {stage->sizes.keeps_kv ? MT_STEP_BEGIN : MT_STEP_WHOLE, stage->c->seq_length},
+        {MT_STEP_NEXT, stage->sizes.n_texts},
+    };
+    size_t mark = mc_arena_mark(&stage->arenas->scratch);
+    for (int i = 0; i < (stage->sizes.keeps_kv ? 2 : 1); i++) {
+        mc_tensor logits;
+        MC_TRY(mt_stage_forward_tokens(stage, steps[i], &logits));
+        mc_arena_rewind(&stage->arenas->scratch, mark);
+    }
+    return MC_OK;
+}
+
+/* One micro-batch forward and backward, and one for evaluation, or the steps of generation, with operators and groups
+ * that do nothing: what remains is the sequence of takes from scratch, whose peak is the plan. */
 static mc_status run_dry(mt_stage *stage, mt_optimizer *optimizer)
 {
-    mc_tensor logits;
-    size_t mark = mc_arena_mark(&stage->arenas->scratch);
+    if (stage->sizes.n_texts > 0) {
+        return run_dry_generation(stage);
+    }
     if (stage->sizes.n_slots > 0) {
         stage->training = true;
         MC_TRY(mt_stage_ops.forward(stage, 0, 0));
@@ -39,13 +57,7 @@ static mc_status run_dry(mt_stage *stage, mt_optimizer *optimizer)
         MC_TRY(mt_optimizer_dry_run(optimizer));
     }
     stage->training = false;
-    MC_TRY(mt_stage_ops.forward(stage, 0, 0));
-    /* Generation runs one sequence, without sequence parallelism (its rows may be odd). */
-    if (!stage->place.sequence_parallel) {
-        MC_TRY(mt_stage_forward_tokens(stage, stage->c->seq_length, &logits));
-        mc_arena_rewind(&stage->arenas->scratch, mark);
-    }
-    return MC_OK;
+    return mt_stage_ops.forward(stage, 0, 0);
 }
 
 static size_t align_up(size_t bytes)
@@ -80,6 +92,7 @@ mc_status mt_memory_measure(const mt_memory_request *rq, mt_memory_plan *plan_ou
         .stash = a.stash.peak_bytes,
         .scratch = a.scratch.peak_bytes,
         .process = a.process.peak_bytes,
+        .cache = a.cache.peak_bytes,
         .workspace = strcmp(rq->device, "cpu") == 0 ? 0 : align_up(workspace),
         .pinned = a.pinned.peak_bytes,
         .gathers_params = p->zero > 0,
@@ -104,7 +117,7 @@ static mc_status take_memory(mt_memory *m, bool shares, mc_world *world, void **
     const mt_memory_plan *p = &m->plan;
     mc_device *dev = m->dev;
     size_t shared = (p->gathers_params ? p->params : 0) + p->grads + p->stash + p->scratch;
-    size_t own = (p->gathers_params ? 0 : p->params) + p->optimizer + p->process + p->workspace;
+    size_t own = (p->gathers_params ? 0 : p->params) + p->optimizer + p->process + p->cache + p->workspace;
     m->own_bytes = own + (shares ? 0 : shared);
     MC_TRY(dev->ops->alloc(dev, MC_MEM_DEVICE, m->own_bytes, "parameters, optimizer and activations", &m->own));
     MC_TRY(dev->ops->alloc(dev, MC_MEM_PINNED_HOST, p->pinned, "host side of copies", &m->pinned));
@@ -115,7 +128,7 @@ static mc_status take_memory(mt_memory *m, bool shares, mc_world *world, void **
 static mc_status split(mt_memory *m, mt_arenas *a, mc_stream stream)
 {
     mc_arena *all[MT_N_ARENAS] = {&a->params,  &a->grads,   &a->optimizer, &a->stash,
-                                  &a->scratch, &a->process, &a->pinned};
+                                  &a->scratch, &a->process, &a->cache,     &a->pinned};
     for (int i = 0; i < MT_N_ARENAS; i++) {
         mc_mem kind = all[i] == &a->pinned ? MC_MEM_PINNED_HOST : MC_MEM_DEVICE;
         MC_TRY(mc_arena_split_create(m->dev, kind, stream, &m->splits[i]));
@@ -142,6 +155,7 @@ mc_status mt_memory_reserve(mt_memory *memory, const mt_memory_plan *plan, mc_de
     }
     carve(&at, &arenas->optimizer, plan->optimizer);
     carve(&at, &arenas->process, plan->process);
+    carve(&at, &arenas->cache, plan->cache);
     m.workspace = plan->workspace > 0 ? at : NULL;
     at += plan->workspace;
     at = shares ? exchanged : at;

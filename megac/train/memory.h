@@ -22,6 +22,7 @@ typedef struct mt_memory_request {
 /* Bytes by arena, in the order that `megac plan` prints. */
 typedef struct mt_memory_plan {
     size_t params, grads, optimizer, stash, scratch, process; /* arenas on the device */
+    size_t cache;                                             /* keys and values of generation, another arena */
     size_t workspace;                                         /* of the device's operators; 0 on the CPU */
     size_t pinned;                                            /* host memory for copies to and from the device */
     size_t host;                                              /* thread scratch and batches read ahead */
@@ -42,7 +43,7 @@ enum { MT_N_ARENAS = sizeof(mt_arenas) / sizeof(mc_arena) };
 typedef struct mt_memory {
     mt_memory_plan plan;
     mc_device *dev;
-    void *own; /* optimizer, process, workspace, params; and the rest unless ranks share it */
+    void *own; /* optimizer, process, cache, workspace, params; and the rest unless ranks share it */
     size_t own_bytes;
     void *pinned;
     void *workspace;                     /* NULL where the plan has none */

@@ -107,6 +107,35 @@ static mc_tensor moment_part(mc_tensor moment, int64_t at, int64_t elems)
     return mc_tensor_present(moment) ? mc_tensor_slice(moment, 0, at, elems) : moment;
 }
 
+static mc_tensor part_of(mc_tensor x, int64_t at, int64_t elems)
+{
+    return mc_tensor_present(x) ? mc_tensor_slice(x, 0, at, elems) : x;
+}
+
+/* With an offload the update goes by chunks, each a piece of its own behind those that there are. */
+static mc_status cut_pieces(mt_optimizer *o, int64_t n_chunks)
+{
+    int first = o->first_update, end = o->n_pieces;
+    MC_TRY(MC_NEW_N(&o->chunks, n_chunks, "optimizer chunks"));
+    o->first_update = end;
+    for (int i = first; i < end; i++) {
+        const mt_piece *q = &o->pieces[i];
+        for (int64_t at = 0, left = q->grad.dims[0]; left > 0; at += MT_OFFLOAD_CHUNK, left -= MT_OFFLOAD_CHUNK) {
+            int64_t n = left < MT_OFFLOAD_CHUNK ? left : MT_OFFLOAD_CHUNK;
+            MC_ASSERT(o->n_pieces - end < n_chunks);
+            o->chunks[o->n_pieces - end] = (mt_offload_chunk){q->state_at + at, n};
+            o->pieces[o->n_pieces++] = (mt_piece){
+                .begin = q->begin + at,
+                .state_at = q->state_at + at,
+                .grad = part_of(q->grad, at, n),
+                .main = part_of(q->main, at, n),
+                .model = part_of(q->model, at, n),
+            };
+        }
+    }
+    return MC_OK;
+}
+
 /* Own parts of all units, whose norms add up to the global norm in every stage of ZeRO; these are what is updated, but
  * for stage 0, which updates everything as one more piece unless gradients are of two types. */
 static mc_status make_pieces(mt_optimizer *o)
@@ -114,11 +143,13 @@ static mc_status make_pieces(mt_optimizer *o)
     const mt_shards *d = &o->stage->shards;
     bool separate = d->own_main;
     int n_units = d->params->n_units;
-    MC_TRY(MC_NEW_N(&o->pieces, n_units + 1, "optimizer pieces"));
+    int64_t n_chunks = o->offload ? mt_shards_state_elems(d) / MT_OFFLOAD_CHUNK + n_units + 1 : 0;
+    MC_TRY(MC_NEW_N(&o->pieces, n_units + 1 + n_chunks, "optimizer pieces"));
     for (int u = 0; u < n_units; u++) {
         const mt_shard *h = &d->units[u];
         o->pieces[o->n_pieces++] = (mt_piece){
             .begin = h->begin,
+            .state_at = h->state_at,
             .grad = h->grad_part,
             .main = h->main,
             .m = moment_part(o->m, h->state_at, h->elems),
@@ -138,7 +169,7 @@ static mc_status make_pieces(mt_optimizer *o)
             .model = separate ? d->param_store : (mc_tensor){0},
         };
     }
-    return MC_OK;
+    return o->offload ? cut_pieces(o, n_chunks) : MC_OK;
 }
 
 /* Elements of this rank's summed gradients that are then summed over tp. */
@@ -165,9 +196,41 @@ static mc_status clear_moments(const mt_optimizer *o)
     return MC_OK;
 }
 
+/* Where Adam's moments lie, or SGD's momentum. */
+static mc_status take_moments(mt_optimizer *o)
+{
+    const mt_optimizer_config *c = &o->config;
+    mt_stage *s = o->stage;
+    const mt_place *p = &s->place;
+    int64_t n = mt_shards_state_elems(&s->shards);
+    if (c->offload) {
+        mt_offload_config off = {
+            .dev = s->dev,
+            .stream = s->ly.stream,
+            .dir = c->offload_dir,
+            .rank = (p->stage * p->dp + p->dp_rank) * p->tp + p->tp_rank,
+            .elems = n,
+            .types = {c->exp_avg, c->exp_avg_sq},
+            .pinned = &s->arenas->pinned,
+            .process = &s->arenas->process,
+        };
+        return mt_offload_create(&off, &o->offload);
+    }
+    if (c->kind == MT_ADAM || c->momentum > 0) {
+        o->m = mc_arena_take_1d(&s->arenas->optimizer, c->exp_avg, n);
+    }
+    if (c->kind == MT_ADAM) {
+        o->v = mc_arena_take_1d(&s->arenas->optimizer, c->exp_avg_sq, n);
+    }
+    return MC_OK;
+}
+
 static void take_snapshots(mt_optimizer *o)
 {
-    const mc_tensor stores[MT_SNAPSHOTS] = {o->stage->shards.main_store, o->m, o->v};
+    int64_t n = mt_shards_state_elems(&o->stage->shards);
+    mc_tensor m = o->offload ? mc_tensor_1d(o, o->config.exp_avg, n) : o->m;
+    mc_tensor v = o->offload ? mc_tensor_1d(o, o->config.exp_avg_sq, n) : o->v;
+    const mc_tensor stores[MT_SNAPSHOTS] = {o->stage->shards.main_store, m, v}; /* for their shapes */
     for (int i = 0; i < MT_SNAPSHOTS && o->config.snapshots; i++) {
         if (mc_tensor_present(stores[i])) {
             o->snapshots[i] = mc_arena_take_1d(&o->stage->arenas->pinned, stores[i].dtype, stores[i].dims[0]);
@@ -185,14 +248,8 @@ mc_status mt_optimizer_create(const mt_optimizer_config *config, mt_stage *stage
     o->stage = stage;
     o->comms = *comms;
     o->lr_mult[0] = o->lr_mult[1] = 1;
-    mc_arena *arena = &stage->arenas->optimizer;
-    int64_t n = mt_shards_state_elems(&stage->shards), packed = packed_elems(stage);
-    if (config->kind == MT_ADAM || config->momentum > 0) {
-        o->m = mc_arena_take_1d(arena, config->exp_avg, n);
-    }
-    if (config->kind == MT_ADAM) {
-        o->v = mc_arena_take_1d(arena, config->exp_avg_sq, n);
-    }
+    int64_t packed = packed_elems(stage);
+    MC_TRY_GOTO(st, take_moments(o), undo_optimizer);
     take_snapshots(o);
     MC_TRY_GOTO(st, make_pieces(o), undo_optimizer);
     MC_TRY_GOTO(st, make_segments(o), undo_optimizer);
@@ -214,6 +271,8 @@ void mt_optimizer_destroy(mt_optimizer *o)
     if (!o) {
         return;
     }
+    mt_offload_destroy(o->offload);
+    mc_free(o->chunks);
     mc_free(o->pieces);
     mc_free(o);
 }
@@ -363,9 +422,14 @@ static mc_status update(mt_optimizer *o, double lr, double weight_decay, double 
 {
     mt_shards *d = &o->stage->shards;
     MC_TRY(mt_shards_settle(d)); /* what an earlier update sent out has been read */
+    MC_TRY(o->offload ? mt_offload_begin(o->offload, o->chunks, o->n_pieces - o->first_update) : MC_OK);
     for (int i = o->first_update; i < o->n_pieces; i++) {
-        MC_TRY(update_piece(o, &o->pieces[i], lr, weight_decay, grad_scale));
+        mt_piece q = o->pieces[i];
+        MC_TRY(o->offload ? mt_offload_fetch(o->offload, i - o->first_update, &q.m, &q.v) : MC_OK);
+        MC_TRY(update_piece(o, &q, lr, weight_decay, grad_scale));
+        MC_TRY(o->offload ? mt_offload_store(o->offload, i - o->first_update) : MC_OK);
     }
+    MC_TRY(o->offload ? mt_offload_end(o->offload) : MC_OK);
     d->grads_clear = o->config.kind == MT_ADAM && d->zero == 0 && !d->grads_bf16;
     return mt_shards_publish(d, false);
 }

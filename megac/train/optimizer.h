@@ -2,6 +2,7 @@
 #ifndef MEGAC_TRAIN_OPTIMIZER_H
 #define MEGAC_TRAIN_OPTIMIZER_H
 
+#include "megac/train/offload.h"
 #include "megac/train/stage.h"
 
 #ifdef __cplusplus
@@ -15,6 +16,8 @@ typedef struct mt_optimizer_config {
     float beta1, beta2, eps, momentum;
     double clip_grad;             /* limit of the global L2 norm; 0: none */
     mc_dtype exp_avg, exp_avg_sq; /* of Adam's moments */
+    bool offload;                 /* the moments leave the device (offload.h), */
+    const char *offload_dir;      /* for a file in this directory; NULL: for host memory */
     bool snapshots;               /* host memory for a copy of all that a checkpoint holds (--async-save) */
 } mt_optimizer_config;
 
@@ -31,6 +34,7 @@ enum { MT_SNAPSHOTS = 3 };
 /* A contiguous run of the slab that one operator call works on. Tensors are 1-D of the same length. */
 typedef struct mt_piece {
     int64_t begin;                     /* slab element that it starts with */
+    int64_t state_at;                  /* element of the stores of moments */
     mc_tensor grad, main, m, v, model; /* as ly_adamw's; m and v where the optimizer has them */
     int first_segment, n_segments;     /* of the tables below */
 } mt_piece;
@@ -39,9 +43,11 @@ typedef struct mt_optimizer {
     mt_optimizer_config config;
     mt_stage *stage;
     mt_grad_comms comms;
-    mc_tensor m, v;     /* stores of mt_shards_state_elems; v absent for SGD, m absent without momentum */
-    mc_tensor sum_pack; /* gradients summed over tp, packed: one collective a step */
-    mt_piece *pieces;   /* [0, n_norm_pieces): the norm's; [first_update, n_pieces): the update's */
+    mc_tensor m, v;           /* stores of mt_shards_state_elems; v absent for SGD, m absent without momentum */
+    mc_tensor sum_pack;       /* gradients summed over tp, packed: one collective a step */
+    mt_offload *offload;      /* has the moments instead of m and v; NULL: none */
+    mt_offload_chunk *chunks; /* of the update's pieces, with an offload */
+    mt_piece *pieces;         /* [0, n_norm_pieces): the norm's; [first_update, n_pieces): the update's */
     int n_pieces, n_norm_pieces, first_update;
     mc_tensor norms, host_norms;            /* (n_norm_pieces) f64 on the device and, pinned, on the host */
     ly_segment *segments, *device_segments; /* the pieces' tables in pinned host memory and where operators run */

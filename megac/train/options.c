@@ -189,6 +189,30 @@ void mt_diff_options_free(mt_diff_options *o)
     }
 }
 
+mc_status mt_launch_options_parse(int argc, char **argv, mt_launch_options **out, bool *done_out)
+{
+    mt_launch_options *o;
+    bool done = false;
+    *out = NULL;
+    MC_TRY(MC_NEW(&o, "options"));
+    MC_TRY(read_or_free(&o->config_, &mt_i_launch_table, o, argc, argv, &done));
+    *done_out = done;
+    if (!done && !mc_given_int(o->nproc_per_node)) {
+        mt_launch_options_free(o);
+        return MC_FAIL(MC_INVALID, "-n (--nproc-per-node) is missing; usage: %s", mt_i_launch_table.usage);
+    }
+    *out = done ? NULL : o;
+    return MC_OK;
+}
+
+void mt_launch_options_free(mt_launch_options *o)
+{
+    if (o) {
+        mc_config_fini(&o->config_);
+        mc_free(o);
+    }
+}
+
 mc_status mt_convert_options_parse(int argc, char **argv, mt_convert_options **out, bool *done_out)
 {
     mt_convert_options *o;

@@ -36,6 +36,7 @@ typedef struct mt_options {
 #include "megac/train/stability_options.def"
 #include "megac/train/checkpoint_options.def"
 #include "megac/train/log_options.def"
+#include "megac/train/eval_options.def"
 #include "megac/train/generate_options.def"
 #include "megac/train/plan_options.def"
 #include "megac/base/option_end.def"
@@ -73,6 +74,16 @@ typedef struct mt_diff_options {
     /* clang-format on */
     mc_config config_;
 } mt_diff_options;
+
+typedef struct mt_launch_options {
+/* clang-format off */
+#include "megac/base/option_fields.def"
+#include "megac/base/base_options.def"
+#include "megac/train/launch_options.def"
+#include "megac/base/option_end.def"
+    /* clang-format on */
+    mc_config config_;
+} mt_launch_options;
 
 typedef struct mt_convert_options {
 /* clang-format off */
@@ -125,13 +136,15 @@ pp_partition mt_options_partition(const mt_options *o);
 mt_recompute mt_options_recompute(const mt_options *o);
 mt_lr_flags mt_options_lr(const mt_options *o, int64_t global_batch);
 
-/* megac prepare, inspect, diff and convert: read and checked at once; *done_out as above. */
+/* megac prepare, inspect, diff, launch and convert: read and checked at once; *done_out as above. */
 mc_status mt_prepare_options_parse(int argc, char **argv, mt_prepare_options **out, bool *done_out) MC_MUST_CHECK;
 void mt_prepare_options_free(mt_prepare_options *o);
 mc_status mt_inspect_options_parse(int argc, char **argv, mt_inspect_options **out, bool *done_out) MC_MUST_CHECK;
 void mt_inspect_options_free(mt_inspect_options *o);
 mc_status mt_diff_options_parse(int argc, char **argv, mt_diff_options **out, bool *done_out) MC_MUST_CHECK;
 void mt_diff_options_free(mt_diff_options *o);
+mc_status mt_launch_options_parse(int argc, char **argv, mt_launch_options **out, bool *done_out) MC_MUST_CHECK;
+void mt_launch_options_free(mt_launch_options *o);
 mc_status mt_convert_options_parse(int argc, char **argv, mt_convert_options **out, bool *done_out) MC_MUST_CHECK;
 void mt_convert_options_free(mt_convert_options *o);
 

@@ -200,6 +200,16 @@ static mc_status check_state_types(const mt_options *o)
                        "--exp-avg-sq-dtype out",
                        o->optimizer);
     }
+    if ((o->optimizer_cpu_offload || o->optimizer_offload_path) && strcmp(o->optimizer, "adam") != 0) {
+        return MC_FAIL(MC_INVALID, "--optimizer %s has no moments to offload; leave %s out", o->optimizer,
+                       o->optimizer_cpu_offload ? "--optimizer-cpu-offload" : "--optimizer-offload-path");
+    }
+    if (o->optimizer_cpu_offload && o->optimizer_offload_path) {
+        return MC_FAIL(MC_INVALID,
+                       "--optimizer-cpu-offload and --optimizer-offload-path %s: one place or the other; leave "
+                       "one out",
+                       o->optimizer_offload_path);
+    }
     if (grads && o->data_parallel_size > 1 && o->zero < 2) {
         return MC_FAIL(MC_INVALID,
                        "--main-grads-dtype bf16: %lld replicas sum in fp32 with --zero 2 or 3 only; give that",
@@ -276,6 +286,19 @@ mc_status mt_i_check_command(mt_options *o)
     }
     if (o->greedy && mt_options_given(o, &o->temperature) && o->temperature > 0) {
         return MC_FAIL(MC_INVALID, "--greedy and --temperature %g contradict each other; keep one", o->temperature);
+    }
+    const char *always = o->greedy ? "--greedy" : o->temperature > 0 ? NULL : "--temperature 0";
+    if (always && o->top_k > 0) {
+        return MC_FAIL(MC_INVALID,
+                       "%s always takes the likeliest token: --top-k %lld has nothing to choose from; "
+                       "leave one out",
+                       always, (long long)o->top_k);
+    }
+    if (always && o->top_p > 0) {
+        return MC_FAIL(MC_INVALID,
+                       "%s always takes the likeliest token: --top-p %g has nothing to choose from; "
+                       "leave one out",
+                       always, o->top_p);
     }
     return MC_OK;
 }

@@ -25,7 +25,8 @@ bool mt_i_trains(const mt_options *o);
 /* Sets an int that nobody gave. */
 void mt_i_derive(mt_options *o, int64_t *field, int64_t value);
 
-extern const mc_option_table mt_i_prepare_table, mt_i_inspect_table, mt_i_diff_table, mt_i_convert_table;
+extern const mc_option_table mt_i_prepare_table, mt_i_inspect_table, mt_i_diff_table, mt_i_launch_table,
+    mt_i_convert_table;
 
 #ifdef __cplusplus
 }

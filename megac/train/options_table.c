@@ -34,6 +34,12 @@ static const mc_option megatron_rows[] = {
 #include "megac/base/option_end.def"
 };
 
+static const mc_option eval_rows[] = {
+#include "megac/base/option_rows.def"
+#include "megac/train/eval_options.def"
+#include "megac/base/option_end.def"
+};
+
 static const mc_option generate_rows[] = {
 #include "megac/base/option_rows.def"
 #include "megac/train/generate_options.def"
@@ -74,6 +80,15 @@ static const mc_option diff_rows[] = {
 };
 #undef MC_OPTION_STRUCT
 
+#define MC_OPTION_STRUCT mt_launch_options
+static const mc_option launch_rows[] = {
+#include "megac/base/option_rows.def"
+#include "megac/base/base_options.def"
+#include "megac/train/launch_options.def"
+#include "megac/base/option_end.def"
+};
+#undef MC_OPTION_STRUCT
+
 #define MC_OPTION_STRUCT mt_convert_options
 static const mc_option convert_rows[] = {
 #include "megac/base/option_rows.def"
@@ -93,8 +108,8 @@ static const mc_option_table model_tables[] = {
                   .n_sets = 2},
     [MT_EVAL] = {.usage = "megac eval --load DIR --data-path PREFIX [FLAGS]",
                  .summary = "Loss and perplexity of a checkpoint on a dataset.",
-                 .sets = {ROWS(common_rows), ROWS(megatron_rows)},
-                 .n_sets = 2},
+                 .sets = {ROWS(eval_rows), ROWS(common_rows), ROWS(megatron_rows)},
+                 .n_sets = 3},
     [MT_GENERATE] = {.usage = "megac generate --load DIR [--prompt TEXT] [FLAGS]",
                      .summary = "Text from a checkpoint.",
                      .sets = {ROWS(generate_rows), ROWS(common_rows), ROWS(megatron_rows)},
@@ -123,6 +138,13 @@ const mc_option_table mt_i_diff_table = {
     .usage = "megac diff A B [FLAGS]",
     .summary = "The first tensor in which two traced runs differ.",
     .sets = {ROWS(diff_rows)},
+    .n_sets = 1,
+};
+
+const mc_option_table mt_i_launch_table = {
+    .usage = "megac launch -n RANKS [FLAGS] -- COMMAND [FLAGS of COMMAND]",
+    .summary = "Starts ranks on this machine, with torchrun's variables in their environment, and ends them together.",
+    .sets = {ROWS(launch_rows)},
     .n_sets = 1,
 };
 

@@ -27,7 +27,7 @@ typedef struct mt_formula {
     double bytes;
 } mt_formula;
 
-enum { MT_FORMULAS = 5 };
+enum { MT_FORMULAS = 7 };
 
 /* For the busiest rank of the layout, as each formula's authors count. */
 void mt_plan_formulas(const mt_formula_input *in, mt_formula out[MT_FORMULAS]);

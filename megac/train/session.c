@@ -5,6 +5,7 @@
 #include "megac/base/alloc.h"
 #include "megac/base/log.h"
 #include "megac/train/commands.h"
+#include "megac/train/stop.h"
 #include "megac/train/weights.h"
 
 static mc_status compare(const mt_session *s)
@@ -66,6 +67,12 @@ static mc_status check_same_model(mt_options *o)
                    start.flag, start.path, list);
 }
 
+/* The hosts' communicator: under NCCL the launcher's. */
+static const char *host_comm(const mt_options *o)
+{
+    return o->comm && strcmp(o->comm, "nccl") == 0 ? NULL : o->comm;
+}
+
 mc_status mt_session_open(mt_session *s, mt_command command, const mc_job *job, int argc, char **argv)
 {
     *s = (mt_session){0};
@@ -78,7 +85,7 @@ mc_status mt_session_open(mt_session *s, mt_command command, const mc_job *job, 
     MC_TRY_GOTO(st, adopt(s->o), undo_session);
     MC_TRY_GOTO(st, mt_options_finish(s->o, job->size), undo_session);
     MC_TRY_GOTO(st, check_same_model(s->o), undo_session);
-    MC_TRY_GOTO(st, mc_world_open(job, s->o->comm, 60.0 * (double)s->o->distributed_timeout_minutes, &s->world),
+    MC_TRY_GOTO(st, mc_world_open(job, host_comm(s->o), 60.0 * (double)s->o->distributed_timeout_minutes, &s->world),
                 undo_session);
     MC_TRY_GOTO(st, compare(s), undo_session);
     return MC_OK;
@@ -101,6 +108,8 @@ mc_status mt_session_started(mc_world *world)
 void mt_let_rank_0_speak(int rank)
 {
     if (rank > 0) {
+        mt_stop_unblock(); /* nothing is left to save: a launcher may end this rank before it repeats what rank 0 says
+                            */
         nanosleep(&(struct timespec){.tv_nsec = 300 * 1000 * 1000}, NULL);
         mc_log_flush_held();
     }

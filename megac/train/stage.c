@@ -175,6 +175,38 @@ static void take_rope(mt_stage *s)
     }
 }
 
+static mc_tensor take_kv(mt_stage *s)
+{
+    const int64_t dims[] = {s->sizes.n_texts, s->x.heads.groups, s->c->seq_length, s->c->head_dim};
+    mc_tensor t = {.dtype = s->c->dtype, .n_dims = 4};
+    for (int64_t i = 3, stride = 1; i >= 0; i--) {
+        t.dims[i] = dims[i];
+        t.strides[i] = stride;
+        stride *= dims[i];
+    }
+    t.data = mc_arena_take(&s->arenas->cache, mc_tensor_bytes(t));
+    return t;
+}
+
+/* What generation needs beside an evaluation's memory. */
+static void take_generation(mt_stage *s)
+{
+    int64_t n_texts = s->sizes.n_texts, ids = 3 * s->c->seq_length;
+    if (n_texts == 0) {
+        return;
+    }
+    MC_ASSERT(n_texts <= s->c->seq_length);
+    s->step_ids = mc_arena_take_1d(&s->arenas->cache, MC_I32, ids);
+    s->host_step_ids = mc_arena_take_1d(&s->arenas->pinned, MC_I32, ids);
+    if (mt_has_head(&s->place)) {
+        s->host_logits = mc_arena_take_2d(&s->arenas->pinned, MC_F32, n_texts, s->c->padded_vocab);
+    }
+    for (int i = 0; i < s->place.n_layers && s->sizes.keeps_kv; i++) {
+        s->blocks[i].k_cache = take_kv(s);
+        s->blocks[i].v_cache = take_kv(s);
+    }
+}
+
 static mc_status create_shards(mt_stage *s, const mc_comm *dp_comm)
 {
     mt_shards_config c = {
@@ -207,6 +239,7 @@ mc_status mt_stage_create(const mt_model_config *c, const mt_place *place, const
     s->ly = *ly;
     s->dev = dev;
     s->arenas = arenas;
+    s->held_slot = -1;
     s->x.c = c;
     s->x.heads = mt_heads(c, place);
     s->x.recompute = sizes->n_slots > 0 ? sizes->recompute : (mt_recompute){0};
@@ -220,6 +253,7 @@ mc_status mt_stage_create(const mt_model_config *c, const mt_place *place, const
     MC_TRY_GOTO(st, take_slots(s), undo_stage);
     MC_TRY_GOTO(st, take_io(s), undo_stage);
     take_rope(s);
+    take_generation(s);
     *stage_out = s;
     return MC_OK;
 undo_stage:

@@ -17,8 +17,8 @@ extern "C" {
 
 /* The slabs of a rank, by lifetime. */
 typedef struct mt_arenas {
-    mc_arena params, grads, optimizer, stash, scratch, process; /* device memory */
-    mc_arena pinned;                                            /* host memory that copies to and from the device use */
+    mc_arena params, grads, optimizer, stash, scratch, process, cache; /* device memory */
+    mc_arena pinned; /* host memory that copies to and from the device use */
 } mt_arenas;
 
 typedef struct mt_stage_sizes {
@@ -30,6 +30,8 @@ typedef struct mt_stage_sizes {
     mt_recompute recompute;
     bool main_bf16, grads_bf16; /* --main-params-dtype, --main-grads-dtype */
     int64_t bucket_elems;       /* least elements of a gradient bucket */
+    int n_texts;                /* generation: texts continued at once, at most seq_length; 0: no generation */
+    bool keeps_kv;              /* generation: keys and values of earlier tokens are kept */
 } mt_stage_sizes;
 
 /* Activations of one micro-batch. */
@@ -59,10 +61,15 @@ typedef struct mt_stage {
     mc_tensor final_gamma, final_beta, dfinal_gamma, dfinal_beta;
     mt_slot *slots;
     mt_block_stash *again; /* [recompute.group] stashes that blocks without their own take in turn */
+    /* Slot, and the first block of its group, that `again` still holds the forward's values of; slot -1: none. */
+    int held_slot, held_first;
     mt_io *io;
     mc_tensor grads[PP_GRAD_BUFFERS]; /* (Rl,C) */
     mc_tensor losses;                 /* (max_micro, R) f32, of the step under way */
     mc_tensor host_losses;            /* the same, pinned host memory */
+    /* Generation: tokens, places and positions of the n rows of a step, (3 n) i32 at the front of each; the rows'
+     * logits (n_texts, padded vocabulary) f32 where there is a head. host_: pinned host memory. */
+    mc_tensor step_ids, host_step_ids, host_logits;
     /* What the loop sets for each step. */
     const ds_loader *loader; /* NULL: dry run */
     bool training;
@@ -94,12 +101,25 @@ mc_status mt_stage_refresh_params(mt_stage *stage) MC_MUST_CHECK;
 mc_status mt_stage_fetch_losses(mt_stage *stage, int n_micro) MC_MUST_CHECK;
 double mt_stage_loss_sum(const mt_stage *stage, int n_micro);
 
-/* For generation: forward of `len` tokens (one sequence) through this stage, from io 0; the caller moves activations
- * between stages. On the last stage *logits_out is (tp, 1, Vl) of the last position. */
-mc_status mt_stage_forward_tokens(mt_stage *stage, int64_t len, mc_tensor *logits_out) MC_MUST_CHECK;
-/* Views of io 0's activations for a sequence of `len` tokens. */
-mc_tensor mt_stage_token_input(mt_stage *stage, int64_t len);
-mc_tensor mt_stage_token_output(mt_stage *stage, int64_t len);
+/* A step of generation: n rows. */
+typedef enum {
+    MT_STEP_WHOLE, /* the rows are one text; nothing is kept */
+    MT_STEP_BEGIN, /* the same, keys and values are kept */
+    MT_STEP_NEXT,  /* each row is the next token of a text that was begun, n <= n_texts */
+} mt_step_kind;
+
+typedef struct mt_token_step {
+    mt_step_kind kind;
+    int64_t n;
+} mt_token_step;
+
+/* Forward of the rows in step_ids through this stage, from io 0; the caller moves activations between stages. On the
+ * last stage *logits_out is (tp, m, Vl), in scratch: of the n rows of MT_STEP_NEXT, else of the last one. Rewinds no
+ * scratch. */
+mc_status mt_stage_forward_tokens(mt_stage *stage, mt_token_step step, mc_tensor *logits_out) MC_MUST_CHECK;
+/* Views of io 0's activations for n rows. */
+mc_tensor mt_stage_token_input(mt_stage *stage, int64_t n);
+mc_tensor mt_stage_token_output(mt_stage *stage, int64_t n);
 
 #ifdef __cplusplus
 }

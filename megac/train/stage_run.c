@@ -38,6 +38,9 @@ static tp_embedding embedding_of(const mt_stage *s, const mt_micro *m)
         .row0 = tp_first_row(&s->x.tp, m->batch * m->seq_len),
         .seq_len = m->seq_len,
     };
+    if (m->cached && m->cached->next) {
+        e.positions = m->cached->positions; /* row r of them is row r's */
+    }
     return e;
 }
 
@@ -164,6 +167,27 @@ static mc_status keep_rows(mt_stage *s, const mt_slot *slot, int l, mc_tensor h_
     return s->dev->ops->copy(s->dev, saved.data, mine.data, mc_tensor_bytes(saved), s->ly.stream);
 }
 
+/* The blocks whose turn in s->again block l takes: its group; itself where blocks keep a part (selective). */
+static bool turn_of(const mt_stage *s, int l, int *first_out, int *end_out)
+{
+    if (s->x.recompute.core_attn || s->x.recompute.mlp) {
+        *first_out = l;
+        *end_out = l + 1;
+        return true;
+    }
+    return mt_stage_group(s, l, first_out, end_out);
+}
+
+/* After block l's forward: what s->again holds from now on. A dry run computes all again, as a first stage does. */
+static void note_held(mt_stage *s, const mt_slot *slot, int l)
+{
+    int first, end;
+    if (turn_of(s, l, &first, &end)) {
+        s->held_slot = s->training && s->loader ? (int)(slot - s->slots) : -1;
+        s->held_first = first;
+    }
+}
+
 /* h_in of the first block -> h_out, through the slot's stashes; each block's output is the next one's input. */
 static mc_status run_blocks(mt_stage *s, const mt_micro *m, const mt_slot *slot, mc_tensor h_in, mc_tensor h_out)
 {
@@ -187,6 +211,7 @@ static mc_status run_blocks(mt_stage *s, const mt_micro *m, const mt_slot *slot,
         out = mc_tensor_slice(out, 0, 0, local);
         MC_TRY(mt_block_fwd(&s->x, &s->blocks[l], m, &view, out));
         MC_TRY(trace_block(s, m, l, &view, out));
+        note_held(s, slot, l);
     }
     return MC_OK;
 }
@@ -231,6 +256,33 @@ static mc_status run_group_again(mt_stage *s, const mt_micro *m, int slot, int l
     return MC_OK;
 }
 
+/* Whether s->again holds what block l's backward needs of it: nothing ran between its forward and this. Ends that. */
+static bool use_held(mt_stage *s, int slot, int l)
+{
+    int first, end;
+    if (!turn_of(s, l, &first, &end)) {
+        return false;
+    }
+    bool held = slot == s->held_slot && first == s->held_first;
+    s->held_slot = -1;
+    return held;
+}
+
+/* Gradient of block l's output -> of its input, in place. */
+static mc_status backward_block(mt_stage *s, const mt_micro *m, int slot, int l, mc_tensor dh)
+{
+    mt_block_stash stash = stash_of(s, slot, l);
+    mt_block_ctx x = s->x;
+    if (use_held(s, slot, l)) {
+        x.recompute = (mt_recompute){0};
+    } else {
+        MC_TRY(run_group_again(s, m, slot, l));
+    }
+    MC_TRY(acquire_block(s, l, l - 1));
+    MC_TRY(mt_shards_open_grads(&s->shards, s->params.first_block_unit + l));
+    return mt_block_bwd(&x, &s->blocks[l], m, &stash, dh);
+}
+
 static mc_status stage_backward(void *arg, pp_kind kind, int micro, int slot, int buffer, bool last)
 {
     mt_stage *s = arg;
@@ -246,13 +298,9 @@ static mc_status stage_backward(void *arg, pp_kind kind, int micro, int slot, in
         MC_TRY(mt_shards_close_grads(&s->shards, head_unit(s), last));
     }
     for (int l = s->place.n_layers - 1; l >= 0; l--) {
-        mt_block_stash stash = stash_of(s, slot, l);
         MC_TRY(mt_trace_tensor(s->trace, MT_TRACE_D_OUTPUT, s->place.first_layer + l, (int64_t)m.sample0,
                                counts_rows(s), dh));
-        MC_TRY(run_group_again(s, &m, slot, l));
-        MC_TRY(acquire_block(s, l, l - 1));
-        MC_TRY(mt_shards_open_grads(&s->shards, unit0 + l));
-        MC_TRY(mt_block_bwd(&s->x, &s->blocks[l], &m, &stash, dh));
+        MC_TRY(backward_block(s, &m, slot, l, dh));
         MC_TRY(mt_shards_close_grads(&s->shards, unit0 + l, last));
     }
     if (mt_has_embedding(&s->place)) {
@@ -289,30 +337,56 @@ const pp_stage_ops mt_stage_ops = {
     .grad = stage_grad,
 };
 
-mc_tensor mt_stage_token_input(mt_stage *s, int64_t len)
+mc_tensor mt_stage_token_input(mt_stage *s, int64_t n)
 {
-    return mc_tensor_slice(s->io[0].h_in, 0, 0, tp_local_rows(&s->x.tp, len));
+    return mc_tensor_slice(s->io[0].h_in, 0, 0, tp_local_rows(&s->x.tp, n));
 }
 
-mc_tensor mt_stage_token_output(mt_stage *s, int64_t len)
+mc_tensor mt_stage_token_output(mt_stage *s, int64_t n)
 {
-    return mc_tensor_slice(s->io[0].h_out, 0, 0, tp_local_rows(&s->x.tp, len));
+    return mc_tensor_slice(s->io[0].h_out, 0, 0, tp_local_rows(&s->x.tp, n));
 }
 
-mc_status mt_stage_forward_tokens(mt_stage *s, int64_t len, mc_tensor *logits_out)
+/* Rows of a table, in scratch; absent where the table is. */
+static mc_status gather_rows(mt_stage *s, mc_tensor numbers, mc_tensor table, mc_tensor *rows_out)
 {
-    mt_micro m = {.batch = 1, .seq_len = len};
+    *rows_out = (mc_tensor){0};
+    if (!mc_tensor_present(table)) {
+        return MC_OK;
+    }
+    *rows_out = mc_arena_take_2d(&s->arenas->scratch, table.dtype, numbers.dims[0], table.dims[1]);
+    return s->ly.ops->embedding_fwd(&s->ly, &(ly_embedding_fwd){.tokens = numbers, .table = table, .out = *rows_out});
+}
+
+static mc_status cached_rows(mt_stage *s, mt_token_step step, mt_cached_rows *rows_out)
+{
+    mt_cached_rows r = {.places = mc_tensor_slice(s->step_ids, 0, step.n, step.n), .next = step.kind == MT_STEP_NEXT};
+    if (r.next) {
+        mc_tensor positions = mc_tensor_slice(s->step_ids, 0, 2 * step.n, step.n);
+        MC_TRY(gather_rows(s, positions, s->x.rope_cos, &r.rope_cos));
+        MC_TRY(gather_rows(s, positions, s->x.rope_sin, &r.rope_sin));
+        MC_TRY(gather_rows(s, positions, s->embedding.positions, &r.positions));
+    }
+    *rows_out = r;
+    return MC_OK;
+}
+
+mc_status mt_stage_forward_tokens(mt_stage *s, mt_token_step step, mc_tensor *logits_out)
+{
+    mt_cached_rows cached;
+    mt_micro m = {.batch = 1, .seq_len = step.n, .cached = step.kind == MT_STEP_WHOLE ? NULL : &cached};
     mc_arena *scratch = &s->arenas->scratch;
-    mc_tensor h_in = mt_stage_token_input(s, len), h_out = mt_stage_token_output(s, len), full;
-    MC_TRY(embed(s, &m, s->io[0].tokens, h_in));
+    mc_tensor h_in = mt_stage_token_input(s, step.n), h_out = mt_stage_token_output(s, step.n), full;
+    MC_TRY(cached_rows(s, step, &cached));
+    MC_TRY(embed(s, &m, s->step_ids, h_in));
     MC_TRY(run_blocks(s, &m, &s->slots[0], h_in, h_out));
     if (!mt_has_head(&s->place)) {
         return MC_OK;
     }
     MC_TRY(tp_gather(&s->x.tp, h_out, &full));
-    mc_tensor last = mc_tensor_slice(full, 0, len - 1, 1);
-    mc_tensor n = mc_arena_take_2d(scratch, s->c->dtype, 1, s->c->hidden);
-    ly_norm_fwd norm = final_norm(s, last, n, mc_arena_take_2d(scratch, MC_F32, 1, 2));
+    mc_tensor rows = step.kind == MT_STEP_NEXT ? full : mc_tensor_slice(full, 0, step.n - 1, 1);
+    mc_tensor n = mc_arena_take_2d(scratch, s->c->dtype, rows.dims[0], s->c->hidden);
+    ly_norm_fwd norm = final_norm(s, rows, n, mc_arena_take_2d(scratch, MC_F32, rows.dims[0], 2));
     MC_TRY(s->ly.ops->norm_fwd(&s->ly, &norm));
     return tp_head_logits(&s->x.tp, &s->head, n, logits_out);
 }
