@@ -51,7 +51,7 @@ static mc_status find_kind(const char *path, kind *kind_out)
     if (!mc_file_is_dir(path)) {
         return MC_FAIL(MC_NOTFOUND, "--input %s: there is no such directory", path);
     }
-    if (mt_hf_is(path)) {
+    if (mt_hf_is(path) && !mt_checkpoint_is(path)) {
         *kind_out = KIND_HF;
         return MC_OK;
     }

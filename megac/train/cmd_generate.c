@@ -6,10 +6,10 @@
 #include "megac/base/alloc.h"
 #include "megac/base/file.h"
 #include "megac/base/log.h"
-#include "megac/train/checkpoint.h"
 #include "megac/train/commands.h"
 #include "megac/train/generate.h"
 #include "megac/train/run.h"
+#include "megac/train/weights.h"
 
 enum { MAX_PROMPTS_BYTES = 64 << 20 };
 
@@ -27,18 +27,19 @@ typedef struct writer {
 /* The tokenizer that the checkpoint was trained with. */
 static mc_status open_tokenizer(writer *w, int64_t step)
 {
-    mt_checkpoint *ckpt;
-    MC_TRY(mt_checkpoint_open(w->o->load, step, &ckpt));
-    const mt_ckpt_state *state = mt_checkpoint_state(ckpt);
-    const char *kind = w->o->tokenizer_type ? w->o->tokenizer_type : state->tokenizer_kind;
+    mt_weights *weights;
+    MC_TRY(mt_weights_open(w->o->load, step, &weights));
+    const mt_checkpoint *ckpt = mt_weights_checkpoint(weights);
+    mt_ckpt_state state = ckpt ? *mt_checkpoint_state(ckpt) : (mt_ckpt_state){0};
+    const char *kind = w->o->tokenizer_type ? w->o->tokenizer_type : state.tokenizer_kind;
     mc_status st = MC_OK;
     if (!kind || !*kind) {
         st = MC_FAIL(MC_INVALID, "--load %s does not say which tokenizer it was trained with; give --tokenizer-type",
                      w->o->load);
     } else {
-        st = ds_tokenizer_open_stored(kind, state->tokenizer, state->tokenizer_bytes, &w->tokenizer);
+        st = ds_tokenizer_open_stored(kind, state.tokenizer, state.tokenizer_bytes, &w->tokenizer);
     }
-    mt_checkpoint_close(ckpt);
+    mt_weights_close(weights);
     return st;
 }
 

@@ -6,6 +6,7 @@
 #include "megac/base/file.h"
 #include "megac/base/log.h"
 #include "megac/train/commands.h"
+#include "megac/train/convert_output.h"
 #include "megac/train/run.h"
 #include "megac/train/trace.h"
 #include "megac/train/weights.h"
@@ -54,12 +55,22 @@ static mc_status open_metrics(mt_run *run)
     return MC_OK;
 }
 
+/* The tokenizer's files that a model of Hugging Face came with stay with its checkpoints. */
+static mc_status carry_files(const char *from, const char *save)
+{
+    char dir[MC_PATH_BYTES], to[MC_PATH_BYTES];
+    MC_TRY(mt_carried_dir(from, dir));
+    MC_TRY(mc_path_format(to, "%s/%s", save, MT_CARRIED));
+    return mc_file_exists(to) ? MC_OK : mt_carry(dir, true, to);
+}
+
 static mc_status load(mt_run *run)
 {
     const mt_options *o = run->o;
     mt_start start = mt_start_of(o);
     if (start.path) {
-        return mt_run_load(run, start.path, start.step, start.weights_only);
+        MC_TRY(mt_run_load(run, start.path, start.step, start.weights_only));
+        return o->save && run->metrics.speaks ? carry_files(start.path, o->save) : MC_OK;
     }
     if (o->load && run->metrics.speaks) {
         MC_INFO("--load %s: no checkpoint there yet; starting from scratch (--load-if-exists)", o->load);

@@ -7,6 +7,9 @@
 #include <unistd.h>
 
 #include "megac/base/alloc.h"
+#include "megac/train/ckpt_impl.h"
+#include "megac/train/ckpt_inspect.h"
+#include "megac/train/hf_dir.h"
 
 enum { COPY_BYTES = 1 << 18 };
 
@@ -119,21 +122,19 @@ static bool is_carried(const char *name, bool config)
     return config && strcmp(name, "config.json") == 0;
 }
 
-static mc_status carry_one(const mt_output *out, const char *dir, const char *name, const char *folder)
+static mc_status carry_one(const char *dir, const char *name, const char *to)
 {
-    char from[MC_PATH_BYTES], to[MC_PATH_BYTES], made[MC_PATH_BYTES];
-    MC_TRY(mc_path_format(from, "%s/%s", dir, name));
-    if (mc_file_is_dir(from)) {
+    char from_path[MC_PATH_BYTES], to_path[MC_PATH_BYTES];
+    MC_TRY(mc_path_format(from_path, "%s/%s", dir, name));
+    if (mc_file_is_dir(from_path)) {
         return MC_OK;
     }
-    MC_TRY(mc_path_format(made, "%s%s%s", out->tmp, *folder ? "/" : "", folder));
-    MC_TRY(mc_file_make_dirs(made));
-    MC_TRY(mc_path_format(to, "%s/%s", made, name));
-    MC_TRY(copy_file(from, to));
-    return mc_file_sync_dir(made);
+    MC_TRY(mc_file_make_dirs(to));
+    MC_TRY(mc_path_format(to_path, "%s/%s", to, name));
+    return copy_file(from_path, to_path);
 }
 
-mc_status mt_output_carry(const mt_output *out, const char *dir, bool config, const char *folder)
+mc_status mt_carry(const char *dir, bool config, const char *to)
 {
     DIR *d = opendir(dir);
     mc_status st = MC_OK;
@@ -142,9 +143,19 @@ mc_status mt_output_carry(const mt_output *out, const char *dir, bool config, co
     }
     for (struct dirent *e; st == MC_OK && (e = readdir(d));) {
         if (is_carried(e->d_name, config)) {
-            st = carry_one(out, dir, e->d_name, folder);
+            st = carry_one(dir, e->d_name, to);
         }
     }
     closedir(d);
-    return st;
+    return st == MC_OK && mc_file_is_dir(to) ? mc_file_sync_dir(to) : st;
+}
+
+mc_status mt_carried_dir(const char *model, char *out)
+{
+    char metadata[MC_PATH_BYTES];
+    if (mt_hf_is(model) && !mt_checkpoint_is(model)) {
+        return mc_path_format(out, "%s", model);
+    }
+    MC_TRY(mc_path_format(metadata, "%s/%s", model, MT_I_METADATA));
+    return mc_path_format(out, "%s%s/%s", model, mc_file_exists(metadata) ? "/.." : "", MT_CARRIED);
 }

@@ -25,9 +25,13 @@ void mt_output_undo(const mt_output *out);
 
 /* A new durable file `name` of the output. */
 mc_status mt_output_write(const mt_output *out, const char *name, const void *data, size_t bytes) MC_MUST_CHECK;
+
 /* Copies the files of tokenizers and generation settings, and with `config` config.json, from `dir` (which may be
- * missing) to the folder `folder` of the output ("": the output itself), which is made when there is one to copy. */
-mc_status mt_output_carry(const mt_output *out, const char *dir, bool config, const char *folder) MC_MUST_CHECK;
+ * missing) to `to`, which is made when there is one to copy. */
+mc_status mt_carry(const char *dir, bool config, const char *to) MC_MUST_CHECK;
+/* Where a model keeps such files: out (MC_PATH_BYTES) = a directory of Hugging Face itself, the MT_CARRIED of a save
+ * directory, also where an iteration of it is named. It may be missing. */
+mc_status mt_carried_dir(const char *model, char *out) MC_MUST_CHECK;
 
 #ifdef __cplusplus
 }

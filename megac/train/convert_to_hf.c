@@ -231,17 +231,8 @@ static mc_status write_all(job *j)
         MC_TRY(write_index(j));
     }
     MC_TRY(write_config(j));
-    MC_TRY(mt_output_carry(&j->out, j->carried, false, ""));
+    MC_TRY(mt_carry(j->carried, false, j->out.tmp));
     return mt_output_publish(&j->out);
-}
-
-/* The folder of carried files: in the save directory, also where an iteration of it was named. */
-static mc_status find_carried(job *j)
-{
-    char parent[MC_PATH_BYTES], metadata[MC_PATH_BYTES];
-    MC_TRY(mc_path_format(metadata, "%s/%s", j->r->input, MT_I_METADATA));
-    MC_TRY(mc_path_format(parent, "%s%s", j->r->input, mc_file_exists(metadata) ? "/.." : ""));
-    return mc_path_format(j->carried, "%s/%s", parent, MT_CARRIED);
 }
 
 static mc_status open_all(job *j)
@@ -256,7 +247,7 @@ static mc_status open_all(job *j)
     MC_TRY(mt_hf_map_create(arch, &model, &j->map));
     MC_TRY(check_all_used(j));
     MC_TRY(plan_tensors(j));
-    return find_carried(j);
+    return mt_carried_dir(j->r->input, j->carried);
 }
 
 mc_status mt_convert_to_hf(const mt_convert_request *r, mt_converted *done_out)

@@ -95,6 +95,7 @@ static mc_status write_shard(job *j)
 
 static mc_status write_checkpoint(job *j)
 {
+    char carried[MC_PATH_BYTES];
     mt_ckpt_state state = {.config = mt_hf_config_text(j->hf)};
     mt_text table = {0};
     MC_TRY(mt_i_save_begin(j->out.tmp, 0));
@@ -106,7 +107,8 @@ static mc_status write_checkpoint(job *j)
     }
     mt_text_fini(&table);
     MC_TRY(st);
-    MC_TRY(mt_output_carry(&j->out, j->r->input, true, MT_CARRIED));
+    MC_TRY(mc_path_format(carried, "%s/%s", j->out.tmp, MT_CARRIED));
+    MC_TRY(mt_carry(j->r->input, true, carried));
     return mt_output_publish(&j->out);
 }
 

@@ -163,6 +163,9 @@ def test_training_goes_on_from_either_kind(tmp_path):
         losses.append([json.loads(line)["lm_loss"] for line in path.read_text().splitlines()])
     assert len(losses[0]) == 2 and losses[0] == losses[1]
     assert losses[2] == pytest.approx(losses[0], rel=1e-5)
+    # config.json, and the tokenizer's files where there are any, stay with the run.
+    convert(tmp_path / "s2", tmp_path / "trained")
+    assert (tmp_path / "trained/config.json").read_text().count('"bos_token_id": 1') == 1
     # A checkpoint of the run itself comes first; the model's flags are checked.
     again = run(["train", *flags, FIXTURES / "llama3", "--load", tmp_path / "s0", "--train-iters", 3])
     assert "loaded" in again.stdout and str(tmp_path / "s0") in again.stdout
