@@ -7,8 +7,8 @@
 
 #include "megac/base/alloc.h"
 #include "megac/base/log.h"
+#include "megac/train/model/trace.h"
 #include "megac/train/run.h"
-#include "megac/train/trace.h"
 
 double mt_now(void)
 {

@@ -3,12 +3,12 @@
 #define MEGAC_TRAIN_RUN_H
 
 #include "layers/profile.h"
+#include "megac/train/checkpoint/saver.h"
 #include "megac/train/engine.h"
-#include "megac/train/loss_scale.h"
-#include "megac/train/lr.h"
 #include "megac/train/metrics.h"
-#include "megac/train/saver.h"
-#include "megac/train/stability.h"
+#include "megac/train/optim/loss_scale.h"
+#include "megac/train/optim/lr.h"
+#include "megac/train/optim/stability.h"
 #include "megac/train/stop.h"
 #include "megac/train/token_losses.h"
 

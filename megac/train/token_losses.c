@@ -2,7 +2,7 @@
 
 #include "megac/base/alloc.h"
 #include "megac/base/file.h"
-#include "megac/train/safetensors.h"
+#include "megac/train/checkpoint/safetensors.h"
 
 struct mt_token_losses {
     mt_engine *e;

@@ -1,8 +1,8 @@
 #include "megac/train/weights.h"
 
 #include "megac/base/alloc.h"
-#include "megac/train/ckpt_inspect.h"
-#include "megac/train/hf_dir.h"
+#include "megac/train/checkpoint/ckpt_inspect.h"
+#include "megac/train/convert/hf_dir.h"
 
 struct mt_weights {
     mt_checkpoint *ckpt; /* one of the two */

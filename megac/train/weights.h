@@ -2,8 +2,8 @@
 #ifndef MEGAC_TRAIN_WEIGHTS_H
 #define MEGAC_TRAIN_WEIGHTS_H
 
-#include "megac/train/checkpoint.h"
-#include "megac/train/options.h"
+#include "megac/train/checkpoint/checkpoint.h"
+#include "megac/train/options/options.h"
 
 #ifdef __cplusplus
 extern "C" {

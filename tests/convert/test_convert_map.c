@@ -5,9 +5,9 @@
 
 #include "megac/base/alloc.h"
 #include "megac/base/file.h"
-#include "megac/train/convert.h"
-#include "megac/train/hf_config.h"
-#include "megac/train/hf_dir.h"
+#include "megac/train/convert/convert.h"
+#include "megac/train/convert/hf_config.h"
+#include "megac/train/convert/hf_dir.h"
 #include "megac/train/setup.h"
 #include "tests/unit.h"
 

@@ -4,7 +4,7 @@
 #define TESTS_TRAIN_CKPT_TABLES_H
 
 #include "megac/base/alloc.h"
-#include "megac/train/checkpoint.h"
+#include "megac/train/checkpoint/checkpoint.h"
 #include "tests/unit.h"
 
 enum {

@@ -3,7 +3,7 @@
 #include <sys/resource.h>
 
 #include "megac/base/world.h"
-#include "megac/train/ckpt_inspect.h"
+#include "megac/train/checkpoint/ckpt_inspect.h"
 #include "tests/train/ckpt_save.h"
 
 static const ckpt_layout layouts[] = {
