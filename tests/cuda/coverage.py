@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """How much of the CUDA backend the tests without a GPU execute: lines of its host code, and kernels (gcov).
 
-Compiles the module, comm_staged.c and the kernels of g++ once more with --coverage into BUILD/coverage, with the flags of
-BUILD's compile_commands.json, runs the suites of this folder on them, and prints a table, the lines that no test
+Compiles the module, comm_staged.c and the kernels of g++ once more with --coverage into BUILD/coverage, with the flags
+of BUILD's compile_commands.json, runs the suites of this folder on them, and prints a table, the lines that no test
 reached, and kernels that no test launched. BUILD must have been built. Ends with status 1 below --least percent or if a
 kernel is missing."""
 import argparse
@@ -16,6 +16,9 @@ import shutil
 import subprocess
 import sys
 
+from cuda_runs import MPI_ENV
+from planted import MODEL
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SUITES = [  # program, arguments, settings
     ("test_device_cuda", [], {}),
@@ -24,11 +27,34 @@ SUITES = [  # program, arguments, settings
     ("test_gemm_cuda", [], {}),
     ("test_gemm_cuda", [], {"MC_GEMM_AUTOTUNE": "1"}),
     ("test_kernel_types", [], {}),
-    ("test_attention_kernels", [], {}),
+    ("test_attention_kernels", [], {"LY_TEST_SHAPES": "1 5 12 14 17 22"}),  # each path
     ("test_kernels", ["CASES"], {}),
     ("../layers/test_ops_reference", ["CASES", "cuda"], {}),
 ]
-PYTEST = ["test_messages.py", "test_train_cuda.py"]
+# The module is linked with the stand-ins here: their absence is no test.
+PYTEST = ["test_messages.py", "-k", "not missing_library"]
+# Training as test_train_cuda.py and test_planted.py do it, on a small model: ranks, flags, settings of the stand-ins.
+SOON = {"STANDIN_DEADLINE": "5"}
+TRAIN = [
+    (1, "", {}),
+    (1, "--bf16 --attention-dropout 0", {}),
+    (2, "--tp 2 --sequence-parallel", {}),
+    (2, "--pp 2 --hidden-dropout 0.1", {}),
+    (2, "--dp 2 --zero 3", {}),
+    (2, "--tp 2 --comm mpi", {"STANDIN_DEVICES": "1"}),
+    (2, "--pp 2 --comm mpi", {"STANDIN_DEVICES": "1"}),
+    (2, "--dp 2 --zero 3 --comm mpi", {"STANDIN_DEVICES": "1"}),
+]
+TRAIN_FAILS = [
+    (2, "--dp 2", {"STANDIN_DEVICES": "1"}),
+    (2, "--pp 2", {"STANDIN_FAIL": "cudaEventRecord:20@1", **SOON}),
+    (2, "--tp 2", {"STANDIN_NCCL_ERROR": "AllReduce:3@1", **SOON}),
+    (2, "--tp 2", {"STANDIN_FAIL": "cudaEventQuery:1@0", **SOON}),
+    (2, "--tp 2", {"STANDIN_FAIL": "ncclGetUniqueId:1@0", **SOON}),
+    (2, "--tp 2", {"STANDIN_FAIL": "ncclAllReduce:2@0", **SOON}),
+    # megac's own deadline, with a stand-in that is more patient
+    (2, "--pp 2 --distributed-timeout-minutes 1", {"PLANT": "swap-kind:1@0", "STANDIN_DEADLINE": "100"}),
+]
 # A process that MPI_Abort kills writes nothing: it ends by exit() here, and mpirun ends the others.
 ABORT = "#include <stdlib.h>\nint MPI_Abort(void *comm, int code) { (void)comm; exit(code); }\n"
 
@@ -60,23 +86,24 @@ class Build:
                 del words[at : at + 2]
             words.remove("-MD")
             print(f"compiling {obj.name}", file=sys.stderr)
-            sh(*words, "--coverage", "-fprofile-update=atomic", "-o", obj, cwd=self.folder)
+            sh(*words, "--coverage", "-o", obj, cwd=self.folder)
             objects.append(obj)
         return objects
 
     def make(self):
         shutil.rmtree(self.out, ignore_errors=True)
-        kernels = self.out / "tests/cuda/kernels/libmegac_kernels.so"
-        (self.out / "objects").mkdir(parents=True)
-        kernels.parent.mkdir(parents=True)
+        for folder in ("objects", "kernels", "tests/cuda"):
+            (self.out / folder).mkdir(parents=True)
         (self.out / "tests/cuda/standin").symlink_to(self.standin)
+        (self.out / "tests/cuda/kernels").symlink_to(self.folder / "tests/cuda/kernels")  # for all but their own suites
+        kernels = self.out / "kernels/libmegac_kernels.so"
         # The runtime of on_cpu whole, and not instrumented: its fibers are none of gcov's business.
         sh("g++", "-shared", "-o", kernels, *self.compile("tests/cuda/kernels/libmegac_kernels.so.p/"), "--coverage",
            "-Wl,--whole-archive", self.folder / "tests/cuda/libon_cpu.a", "-Wl,--no-whole-archive", "-pthread",
            cwd=self.folder)  # fmt: skip
         libraries = [self.standin / name for name in ("libcudart.so.13", "libcublasLt.so.13", "libnccl.so.2")]
         sh("gcc", "-shared", "-o", self.out / "libmegac_cuda.so", *self.compile("libmegac_cuda.so.p/"), "--coverage",
-           "-Wl,--allow-shlib-undefined", kernels, *libraries)  # fmt: skip
+           "-Wl,--allow-shlib-undefined", self.folder / "tests/cuda/kernels/libmegac_kernels.so", *libraries)  # fmt: skip
         self.link_program()
         (self.out / "abort.c").write_text(ABORT)
         sh("gcc", "-shared", "-fPIC", "-o", self.out / "libabort.so", self.out / "abort.c")
@@ -88,20 +115,33 @@ class Build:
         kept = [m for m in members if "comm_staged" not in m]
         link = sh("ninja", "-t", "commands", "megac", cwd=self.folder).splitlines()[-1]
         link = link.replace(" -o megac ", f" -o {self.out / 'megac'} --coverage ")
-        sh("bash", "-c", link.replace(" libmegac_base.a ", f" {shlex.join([*kept, *map(str, staged)])} "), cwd=self.folder)
+        base = shlex.join([*kept, *map(str, staged)])
+        sh("bash", "-c", link.replace(" libmegac_base.a ", f" {base} "), cwd=self.folder)
 
     def run(self):
         folders = [self.out, self.standin, self.out / "tests/cuda/kernels"]
         env = {**os.environ, "LD_LIBRARY_PATH": ":".join(map(str, folders)), "MEGAC_BUILD": str(self.out)}
         env["MC_GEMM_AUTOTUNE"] = "0"
+        kernels = {**env, "LD_LIBRARY_PATH": str(self.out / "kernels")}  # counted, and slow
         for program, arguments, settings in SUITES:
             cases = str(self.folder / "tests/layers/op_cases")
             line = [self.folder / "tests/cuda" / program, *(cases if a == "CASES" else a for a in arguments)]
             print("running", program, *arguments, file=sys.stderr)
-            sh(*line, env={**env, **settings}, timeout=900)
+            sh(*line, env={**(kernels if "kernel" in program else env), **settings}, timeout=900)
+        self.train(env)
         print("running", *PYTEST, file=sys.stderr)
-        sh(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *PYTEST, cwd=ROOT / "tests/cuda",
-           env={**env, "LD_PRELOAD": str(self.out / "libabort.so")}, timeout=1800)  # fmt: skip
+        sh(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *PYTEST, cwd=ROOT / "tests/cuda", env=env)
+
+    def train(self, env):
+        planted = self.folder / "tests/cuda/race/libplanted.so"
+        env = {**env, **MPI_ENV, "LD_PRELOAD": f"{self.out / 'libabort.so'} {planted}"}
+        for ranks, flags, settings in TRAIN + TRAIN_FAILS:
+            line = [self.out / "megac", "train", *MODEL, "--train-iters", "2", *flags.split()]
+            line = ["mpirun", "--timeout", "120", "-n", ranks, *line] if ranks > 1 else line
+            print("running", ranks, flags, settings, file=sys.stderr)
+            done = subprocess.run(list(map(str, line)), env={**env, **settings}, capture_output=True, text=True)
+            if (done.returncode != 0) != ((ranks, flags, settings) in TRAIN_FAILS):
+                sys.exit(f"exit status {done.returncode}: {line}\n{done.stderr[-3000:]}")
 
     def counts(self):
         """{file: {line: executions}} and {file: {function: executions}}, by paths in the repository."""

@@ -37,7 +37,6 @@ class Fault:
     layouts: str
     finder: str  # who must find it
     harmless: str = ""  # what it means that nobody did, where that may be
-    calls_of: str = ""  # the fault whose count of calls is this one's, where it has none
 
 
 RACE, NCCL, NUMBERS, MEGAC = "race detector", "NCCL's stand-in", "other numbers", "megac's own error"
@@ -56,11 +55,15 @@ FAULTS = [
     Fault("skip-launch", "a launch fails and nobody looks", "one", NUMBERS, "the kernel's output was there already"),
     Fault("leak", "memory, a stream or an event is not given back", "tp", "report of leaks"),
     Fault("allocation", "device memory is allocated after step 1", "one", "count of allocations"),
-    Fault("!*", "a call of CUDA's, cuBLASLt's or NCCL's functions fails", "one tp", MEGAC, "a failure to give back"),
+    Fault("!*", "a call of CUDA's, cuBLASLt's or NCCL's functions fails", "one tp", MEGAC, "a call that may fail"),
     Fault("!launch", "a launch fails", "one", MEGAC),
     Fault("!async", "an operation fails on the device", "one", MEGAC),
 ]
 BY_NAME = {f.name: f for f in FAULTS}
+
+# Calls whose failure may change nothing: what gives back (megac warns, and goes on), the watch's questions, whose error
+# the wait itself meets again on a device, and the search for an algorithm of a product with bias, which has another form.
+MAY_FAIL = re.compile(r"Destroy|Free|Finalize|Abort|cudaEventQuery|AsyncError|cudaStreamSynchronize|AlgoGetHeuristic")
 
 SIGNS = [  # in the order of what is most telling
     (RACE, r"MISUSE: (RACE: .*)"),
@@ -92,15 +95,22 @@ class Outcome:
             return "count of allocations", f"{self.allocations} instead of {clean.allocations}"
         return "", ""
 
+    def is_harmless(self, fault):
+        """Whether nobody need notice this run of the fault."""
+        if failed := re.search(r"NOTE: (\w+) fails", self.stderr):
+            return bool(MAY_FAIL.search(failed.group(1)))
+        return bool(fault.harmless)
+
     def calls(self, name):
         """How often what the fault is about was called in the run, on rank 0; of a run that counted."""
-        pattern = r"STANDIN_FAIL=\S+ was not reached, (\d+) calls" if name[0] == "!" else rf"planted\[0\].* {name}=(\d+)"
+        failing = r"STANDIN_FAIL=\S+ was not reached, (\d+) calls"
+        pattern = failing if name[0] == "!" else rf"planted\[0\].* {name}=(\d+)"
         return int(re.search(pattern, self.stderr).group(1))
 
 
-def train(layout, plant=None, fail=None):
-    """One run of a layout, with a fault or without: a plant of planted.c in the instrumented program, or a failure of the
-    stand-in's."""
+def train(layout, plant=None, fail=None, deadline=20):
+    """One run of a layout, with a fault or without: a plant of planted.c in the instrumented program, or a failure of
+    the stand-in's. deadline: seconds until a wait for another rank is reported."""
     flags = LAYOUTS[layout]
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "metrics.jsonl"
@@ -108,11 +118,11 @@ def train(layout, plant=None, fail=None):
             ["train", *MODEL, *flags, "--train-iters", STEPS, "--metrics-file", path],
             ranks=1 if layout == "one" else 2,
             expect=None,
-            timeout=60,
+            timeout=120,
             instrumented=fail is None,
             plant=plant,
             stats=1,
-            deadline=3,
+            deadline=deadline,
             **({"fail": fail} if fail else {}),
         )
         records = metrics(path) if path.exists() else []
@@ -131,7 +141,8 @@ def plant(fault, layout, nth):
     """The fault at its nth place, on rank 0."""
     if fault.name[0] == "!":
         return train(layout, fail=f"{fault.name[1:]}:{nth}@0")
-    return train(layout, plant=f"{fault.name}:{nth}@0")
+    deadline = 3 if fault.name.startswith("swap") else 20  # who waits for ever need not wait long
+    return train(layout, plant=f"{fault.name}:{nth}@0", deadline=deadline)
 
 
 def sweep(fault, every, missed):
@@ -141,10 +152,12 @@ def sweep(fault, every, missed):
         finders = collections.Counter()
         places = range(1, clean.calls(fault.name) + 1, every)
         for nth in places:
-            finder, words = plant(fault, layout, nth).found_by(clean)
-            finders[finder or fault.harmless or "NOBODY"] += 1
-            if not finder:
-                missed.append((fault, layout, nth))
+            outcome = plant(fault, layout, nth)
+            finder, words = outcome.found_by(clean)
+            harmless = outcome.is_harmless(fault)
+            finders[finder or (fault.harmless if harmless else "NOBODY")] += 1
+            if not finder and not harmless:
+                missed.append((fault.name, layout, nth))
             print(f"{fault.name} {layout} {nth}: {finder or 'nobody'}: {words[:160]}", file=sys.stderr, flush=True)
         by = ", ".join(f"{who} {n}" for who, n in finders.most_common())
         print(f"| {fault.text} | `{fault.name}` | {layout} | {len(places)} | {by} |", flush=True)
@@ -159,10 +172,9 @@ def main():
     print("| fault | name | layout | places | found by |\n|---|---|---|---|---|")
     for name in args.names or BY_NAME:
         sweep(BY_NAME[name], args.every, missed)
-    bad = [(f.name, layout, nth) for f, layout, nth in missed if not f.harmless]
-    if bad:
-        print(f"found by nobody: {bad}", file=sys.stderr)
-    return 1 if bad else 0
+    if missed:
+        print(f"found by nobody: {missed}", file=sys.stderr)
+    return 1 if missed else 0
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ pytestmark = needs_race_build
 # fault, layout, place (a fraction of its calls)
 PLACES = [
     ("skip-wait", "tp", 0.5),
-    ("skip-wait", "pp", 0.25),
-    ("skip-wait", "zero", 0.5),
-    ("skip-record", "tp", 0.3),
+    ("skip-wait", "pp", 0.6),
+    ("skip-wait", "zero", 0.7),
+    ("skip-record", "tp", 0.35),
     ("skip-sync", "one", 0.1),
     ("reuse-early", "tp", 0.6),
     ("reuse-early", "dp", 0.5),
@@ -59,8 +59,13 @@ def test_four_ranks_have_no_race():
 
 @pytest.mark.parametrize("name, layout, place", PLACES, ids=lambda v: str(v))
 def test_planted_faults_are_found(name, layout, place, clean):
+    """At this place, or at one of the next three where nothing changes by this one."""
     fault = planted.BY_NAME[name]
     undisturbed = clean(layout, name)
-    nth = 1 + int(place * undisturbed.calls(name))
-    finder, words = planted.plant(fault, layout, nth).found_by(undisturbed)
-    assert finder == fault.finder, (finder, words)
+    first = 1 + int(place * undisturbed.calls(name))
+    for nth in range(first, first + 4):
+        outcome = planted.plant(fault, layout, nth)
+        finder, words = outcome.found_by(undisturbed)
+        if finder or not outcome.is_harmless(fault):
+            break
+    assert finder == fault.finder, (nth, finder, words)

@@ -26,6 +26,7 @@ LLAMA = [
     ).split(),
 ]
 EIGHT = "--tp 2 --pp 2 --dp 2 --sequence-parallel".split()
+TP2_PP2 = "--tp 2 --pp 2".split()
 
 
 def cpu(flags, ranks, tmp_path, name="cpu"):
@@ -40,14 +41,15 @@ def close(have, want, tolerance):
 @pytest.mark.parametrize("precision", [[], ["--bf16"]], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("model", [GPT, LLAMA], ids=["gpt", "llama"])
 def test_eight_ranks_under_all_policies(model, precision, tmp_path):
-    flags = [*model, *precision, *EIGHT, "--device", "cuda"]
+    steps = ["--train-iters", "2"]  # the second has what the first one's update made
+    flags = [*model, *precision, *EIGHT, "--device", "cuda", *steps]
     runs = {p: cuda_runs.train(flags, 8, tmp_path / "m.jsonl", policy=p) for p in POLICIES}
     for policy in POLICIES[1:]:
         assert runs[policy] == runs[POLICIES[0]], policy
     if precision:  # what is rounded to 8 bits after a sum in another order may fall on the other side
-        one = cuda_runs.train([*model, *precision, "--device", "cuda"], 1, tmp_path / "m.jsonl")
+        one = cuda_runs.train([*model, *precision, "--device", "cuda", *steps], 1, tmp_path / "m.jsonl")
         assert close(runs[POLICIES[0]], one, 2e-3), (runs[POLICIES[0]], one)
-    want = cpu([*model, *EIGHT], 8, tmp_path)
+    want = cpu([*model, *EIGHT, *steps], 8, tmp_path)
     assert close(runs[POLICIES[0]], want, 1e-2 if precision else 2e-5), (runs[POLICIES[0]], want)
 
 
@@ -148,10 +150,13 @@ def test_checkpoints_cross_devices(tmp_path):
     resumed = cuda_runs.train([*flags, "--device", "cuda", "--load", tmp_path / "ck"], 1, tmp_path / "m.jsonl")
     assert resumed == whole[2:]
     assert close(cpu([*flags, "--load", tmp_path / "ck"], 1, tmp_path), whole[2:], 2e-5)
-    load = ["--load", tmp_path / "ck", "--tokenizer-type", "ByteTokenizer", "--prompt", "Moses", "--max-new-tokens", "8"]
-    load += ["--greedy", "--num-threads", "1"]
-    on_cuda, on_cpu = cuda_runs.run(["generate", *load, "--device", "cuda"]), run_cpu(["generate", *load])
-    assert on_cuda.stdout == on_cpu.stdout and on_cpu.stdout
+    (tmp_path / "p.txt").write_text("Moses\nI\nand he said\n")
+    load = ["--load", tmp_path / "ck", "--tokenizer-type", "ByteTokenizer", "--prompts", tmp_path / "p.txt"]
+    load += ["--max-new-tokens", "8", "--greedy", "--num-threads", "1"]
+    on_cpu = run_cpu(["generate", *load]).stdout
+    assert "Moses" in on_cpu and on_cpu == run_cpu(["generate", *load, "--no-kv-cache"]).stdout
+    for ranks, policy, layout in ((1, "late", []), (1, "eager", ["--no-kv-cache"]), (4, "random:1", TP2_PP2)):
+        assert cuda_runs.run(["generate", *load, "--device", "cuda", *layout], ranks, policy=policy).stdout == on_cpu
 
 
 @standins_only
