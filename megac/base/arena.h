@@ -37,10 +37,11 @@ void mc_arena_init(mc_arena *arena, const char *name);
 void mc_arena_bind(mc_arena *arena, void *base, size_t bytes);
 
 /* For tests (MC_ARENA_SPLIT=1): a block hides a tensor that runs over its end into the next one, and what is used after
- * a rewind. Bound to a split, an arena takes every tensor from the device itself, exactly as long as asked for; the same
- * place and length after a rewind is the same allocation again. A rewind fills the tensors beyond the mark with ones in
- * every bit, NaN in each floating type, in the order of `stream`. Takes of a bound arena cannot fail, so want of memory
- * is asserted. mc_arena_split_wanted reads the environment; destroy frees all, once the stream is idle, and takes NULL.
+ * a rewind. Bound to a split, an arena takes every tensor from the device itself, exactly as long as asked for; the
+ * same place and length after a rewind is the same allocation again. A rewind fills the tensors beyond the mark with
+ * ones in every bit, NaN in each floating type, in the order of `stream`. Takes of a bound arena cannot fail, so want
+ * of memory is asserted. mc_arena_split_wanted reads the environment; destroy frees all, once the stream is idle, and
+ * takes NULL.
  */
 bool mc_arena_split_wanted(void);
 mc_status mc_arena_split_create(mc_device *dev, mc_mem kind, mc_stream stream,
