@@ -16,6 +16,7 @@
 #include "layers/elementwise.h"
 #include "layers/embedding.h"
 #include "layers/gemm.h"
+#include "layers/kv_cache.h"
 #include "layers/norm.h"
 #include "layers/optim.h"
 #include "layers/xent.h"

@@ -81,6 +81,7 @@ KERNEL(head_norm_bwd)
 KERNEL(act_fwd)
 KERNEL(act_bwd)
 KERNEL(rope)
+KERNEL(kv_store)
 KERNEL(embedding_fwd)
 KERNEL(embedding_bwd)
 KERNEL(embed_finish_fwd)
@@ -119,6 +120,12 @@ static mc_status attention_bwd_cuda(const ly_ctx *cx, const ly_attention_bwd *a)
     MC_TRY(check_head(a->q));
     MC_TRY(ly_i_attention_bwd_cudnn(cx, a, &done));
     return ly_i_cuda_launched(cx, done ? cudaSuccess : ly_k_attention_bwd(cx, a), LY_OP_attention_bwd, a);
+}
+
+static mc_status attention_decode_cuda(const ly_ctx *cx, const ly_attention_decode *a)
+{
+    MC_TRY(check_head(a->q));
+    return ly_i_cuda_launched(cx, ly_k_attention_decode(cx, a), LY_OP_attention_decode, a);
 }
 
 static mc_status gemm_cuda(const ly_ctx *cx, const ly_gemm *a)

@@ -1,5 +1,6 @@
-/* Communicators: groups of ranks that exchange tensors. Backends are tables of functions: `self` (one rank), `mpi` (CPU
- * ranks; shared memory inside a node), `plan` (does nothing: for dry runs), later `nccl`.
+/* Communicators: groups of ranks that exchange tensors. Backends are tables of functions: `self` (one rank), `host`
+ * (shared memory inside a node, messages by MPI or TCP between nodes), `plan` (does nothing: for dry runs), `staged`
+ * and `nccl` (memory of a device).
  *
  * Every call checks its arguments once, here, for all backends; takes tensor views, never (pointer, count) pairs; takes
  * the stream whose earlier work it must follow; and has a deadline after which it fails with MC_TIMEOUT, naming

@@ -188,7 +188,7 @@ mc_status mc_i_comm_msg_create(mc_i_net *net, mc_i_engine *engine, const mc_i_me
                                const char *name, mc_comm *comm_out)
 {
     static const mc_comm_ops ops = {
-        .name = "mpi",
+        .name = "host",
         .all_reduce_begin = group_begin,
         .all_gather_begin = group_begin,
         .reduce_scatter_begin = group_begin,
@@ -200,7 +200,8 @@ mc_status mc_i_comm_msg_create(mc_i_net *net, mc_i_engine *engine, const mc_i_me
     };
     int max_groups = mc_i_net_max_tag(net) / MC_I_TAGS;
     if (index >= max_groups) {
-        return MC_FAIL(MC_UNSUPPORTED, "group %s is number %d; this MPI has tags for %d only", name, index, max_groups);
+        return MC_FAIL(MC_UNSUPPORTED, "group %s is number %d; the network has tags for %d only", name, index,
+                       max_groups);
     }
     mc_i_msg_group *g;
     MC_TRY(MC_NEW(&g, "group"));

@@ -262,7 +262,7 @@ mc_status mc_i_comm_shm_create(mc_world *world, const mc_i_members *members, mc_
                                mc_comm *comm_out)
 {
     static const mc_comm_ops ops = {
-        .name = "mpi", /* as the user calls it; "shared memory" is how */
+        .name = "host", /* "shared memory" is how */
         .all_reduce_begin = mc_i_shm_group_begin,
         .all_gather_begin = mc_i_shm_group_begin,
         .reduce_scatter_begin = mc_i_shm_group_begin,

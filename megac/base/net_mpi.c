@@ -9,13 +9,18 @@
 
 #include "megac/base/alloc.h"
 #include "megac/base/log.h"
-#include "megac/base/world_impl.h"
+#include "megac/base/net_impl.h"
 
-struct mc_i_net {
+typedef struct mpi_net {
+    mc_i_net base;
     MPI_Comm comm; /* all ranks; errors are returned */
-    int rank, size;
-};
+} mpi_net;
 _Static_assert(sizeof(MPI_Request) <= sizeof(void *), "a request fits the handle of a post");
+
+static MPI_Comm comm_of(const mc_i_net *net)
+{
+    return ((const mpi_net *)net)->comm;
+}
 
 static mc_status mpi_fail(const char *call, int code)
 {
@@ -152,10 +157,96 @@ static mc_status check_meeting(const mc_job *job, const meeting *m)
     return MC_OK;
 }
 
-mc_status mc_i_net_open(const mc_job *job, double deadline_s, mc_i_net **net_out, int **node_out)
+static void net_close(mc_i_net *net)
 {
+    int code = MPI_Comm_free(&((mpi_net *)net)->comm);
+    if (code == MPI_SUCCESS) {
+        code = MPI_Finalize();
+    }
+    if (code != MPI_SUCCESS) {
+        MC_WARN("MPI did not end cleanly (code %d)", code);
+    }
+    mc_free(net);
+}
+
+static void net_abort(mc_i_net *net, int exit_status)
+{
+    MPI_Abort(comm_of(net), exit_status);
+    mc_free(net);
+}
+
+static void net_drop(mc_i_net *net)
+{
+    mc_free(net);
+}
+
+static int net_max_tag(const mc_i_net *net)
+{
+    int *highest, known = 0;
+    MPI_Comm_get_attr(comm_of(net), MPI_TAG_UB, &highest, &known);
+    return known ? *highest : 32767; /* the least that the standard allows */
+}
+
+static mc_status posted(const char *call, int code, const MPI_Request *request, mc_i_post *post)
+{
+    if (code != MPI_SUCCESS) {
+        return mpi_fail(call, code);
+    }
+    memcpy(&post->handle, request, sizeof *request);
+    post->under_way = true;
+    return MC_OK;
+}
+
+static mc_status net_send(mc_i_net *net, const void *data, size_t bytes, int rank, int tag, mc_i_post *post)
+{
+    MPI_Request request = MPI_REQUEST_NULL;
+    int code = MPI_Isend(data, (int)bytes, MPI_BYTE, rank, tag, comm_of(net), &request);
+    return posted("MPI_Isend", code, &request, post);
+}
+
+static mc_status net_recv(mc_i_net *net, void *data, size_t bytes, int rank, int tag, mc_i_post *post)
+{
+    MPI_Request request = MPI_REQUEST_NULL;
+    int code = MPI_Irecv(data, (int)bytes, MPI_BYTE, rank, tag, comm_of(net), &request);
+    return posted("MPI_Irecv", code, &request, post);
+}
+
+static mc_status net_test(mc_i_net *net, mc_i_post *posts, int n, bool *done_out)
+{
+    (void)net;
+    bool done = true;
+    for (int i = 0; i < n; i++) {
+        if (!posts[i].under_way) {
+            continue;
+        }
+        MPI_Request request;
+        int flag = 0;
+        memcpy(&request, &posts[i].handle, sizeof request);
+        int code = MPI_Test(&request, &flag, MPI_STATUS_IGNORE);
+        if (code != MPI_SUCCESS) {
+            return mpi_fail("MPI_Test", code);
+        }
+        memcpy(&posts[i].handle, &request, sizeof request);
+        posts[i].under_way = !flag;
+        done = done && flag;
+    }
+    *done_out = done;
+    return MC_OK;
+}
+
+mc_status mc_i_net_mpi_open(const mc_job *job, double deadline_s, mc_i_net **net_out, int **node_out)
+{
+    static const mc_i_net_ops ops = {
+        .close = net_close,
+        .abort = net_abort,
+        .drop = net_drop,
+        .max_tag = net_max_tag,
+        .send = net_send,
+        .recv = net_recv,
+        .test = net_test,
+    };
     MC_TRY(check_launcher(job));
-    mc_i_net *net;
+    mpi_net *net;
     meeting *m;
     mc_status st;
     MC_TRY(MC_NEW(&net, "network"));
@@ -177,8 +268,8 @@ mc_status mc_i_net_open(const mc_job *job, double deadline_s, mc_i_net **net_out
         goto undo_net;
     }
     MC_TRY_GOTO(st, check_meeting(job, m), undo_meeting);
-    *net = (mc_i_net){.comm = m->comm, .rank = m->rank, .size = m->size};
-    *net_out = net;
+    *net = (mpi_net){.base = {&ops}, .comm = m->comm};
+    *net_out = &net->base;
     *node_out = m->node;
     m->node = NULL;
     release(m);
@@ -189,81 +280,4 @@ undo_meeting:
 undo_net:
     mc_free(net);
     return st;
-}
-
-void mc_i_net_close(mc_i_net *net)
-{
-    int code = MPI_Comm_free(&net->comm);
-    if (code == MPI_SUCCESS) {
-        code = MPI_Finalize();
-    }
-    if (code != MPI_SUCCESS) {
-        MC_WARN("MPI did not end cleanly (code %d)", code);
-    }
-    mc_free(net);
-}
-
-void mc_i_net_abort(mc_i_net *net, int exit_status)
-{
-    MPI_Abort(net->comm, exit_status);
-    mc_free(net);
-}
-
-void mc_i_net_drop(mc_i_net *net)
-{
-    mc_free(net);
-}
-
-int mc_i_net_max_tag(const mc_i_net *net)
-{
-    int *highest, known = 0;
-    MPI_Comm_get_attr(net->comm, MPI_TAG_UB, &highest, &known);
-    return known ? *highest : 32767; /* the least that the standard allows */
-}
-
-static mc_status posted(const char *call, int code, const MPI_Request *request, mc_i_post *post)
-{
-    if (code != MPI_SUCCESS) {
-        return mpi_fail(call, code);
-    }
-    memcpy(&post->handle, request, sizeof *request);
-    post->under_way = true;
-    return MC_OK;
-}
-
-mc_status mc_i_net_send(mc_i_net *net, const void *data, size_t bytes, int rank, int tag, mc_i_post *post)
-{
-    MPI_Request request = MPI_REQUEST_NULL;
-    int code = MPI_Isend(data, (int)bytes, MPI_BYTE, rank, tag, net->comm, &request);
-    return posted("MPI_Isend", code, &request, post);
-}
-
-mc_status mc_i_net_recv(mc_i_net *net, void *data, size_t bytes, int rank, int tag, mc_i_post *post)
-{
-    MPI_Request request = MPI_REQUEST_NULL;
-    int code = MPI_Irecv(data, (int)bytes, MPI_BYTE, rank, tag, net->comm, &request);
-    return posted("MPI_Irecv", code, &request, post);
-}
-
-mc_status mc_i_net_test(mc_i_net *net, mc_i_post *posts, int n, bool *done_out)
-{
-    (void)net;
-    bool done = true;
-    for (int i = 0; i < n; i++) {
-        if (!posts[i].under_way) {
-            continue;
-        }
-        MPI_Request request;
-        int flag = 0;
-        memcpy(&request, &posts[i].handle, sizeof request);
-        int code = MPI_Test(&request, &flag, MPI_STATUS_IGNORE);
-        if (code != MPI_SUCCESS) {
-            return mpi_fail("MPI_Test", code);
-        }
-        memcpy(&posts[i].handle, &request, sizeof request);
-        posts[i].under_way = !flag;
-        done = done && flag;
-    }
-    *done_out = done;
-    return MC_OK;
 }

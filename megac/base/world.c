@@ -14,12 +14,12 @@ static mc_status check_open(const mc_job *job, const char *name, double deadline
         return MC_FAIL(MC_INVALID, "the deadline of communication is %g seconds; it must be positive",
                        deadline_seconds);
     }
-    if (strcmp(name, "self") != 0 && strcmp(name, "mpi") != 0) {
-        return MC_FAIL(MC_INVALID, "--comm \"%s\" is not known; this build has self and mpi", name);
+    if (strcmp(name, "self") != 0 && strcmp(name, "mpi") != 0 && strcmp(name, "tcp") != 0) {
+        return MC_FAIL(MC_INVALID, "--comm \"%s\" is not known among hosts; use self, mpi or tcp", name);
     }
     if (strcmp(name, "self") == 0 && job->size > 1) {
-        return MC_FAIL(MC_INVALID, "--comm self is for one rank, %s started %d; use --comm mpi", job->launcher,
-                       job->size);
+        return MC_FAIL(MC_INVALID, "--comm self is for one rank, %s started %d; use --comm %s", job->launcher,
+                       job->size, mc_i_net_default(job));
     }
     return MC_OK;
 }
@@ -77,7 +77,7 @@ static mc_status open_bells(mc_world *w, const mc_i_members *node)
     if (w->shm) {
         w->engine.bell = mc_i_world_bell(w, w->job.rank);
     } else if (node->size > 1 && node->rank == 0) {
-        MC_INFO("ranks of this node cannot map each other's memory; they talk by MPI messages, which is slower");
+        MC_INFO("ranks of this node cannot map each other's memory; they talk by messages, which is slower");
     }
     return MC_OK;
 }
@@ -101,11 +101,11 @@ static mc_status pretend_nodes(mc_world *w)
     return MC_OK;
 }
 
-static mc_status open_many(mc_world *w, double deadline_seconds, int *ranks)
+static mc_status open_many(mc_world *w, const char *name, double deadline_seconds, int *ranks)
 {
     mc_i_members node, all = {.rank = w->job.rank, .size = w->job.size};
     const char *no_shm = getenv("MEGAC_NO_SHM");
-    MC_TRY(mc_i_net_open(&w->job, deadline_seconds, &w->net, &w->node));
+    MC_TRY(mc_i_net_open(name, &w->job, deadline_seconds, &w->net, &w->node));
     MC_TRY(pretend_nodes(w));
     node_members(w, ranks, &node);
     w->job.local_rank = node.rank;
@@ -150,7 +150,7 @@ static void free_world(mc_world *w)
 
 mc_status mc_world_open(const mc_job *job, const char *name, double deadline_seconds, mc_world **world_out)
 {
-    name = name ? name : job->size == 1 ? "self" : "mpi";
+    name = name ? name : job->size == 1 ? "self" : mc_i_net_default(job);
     MC_TRY(check_open(job, name, deadline_seconds));
     mc_world *w;
     int *ranks = NULL;
@@ -162,7 +162,7 @@ mc_status mc_world_open(const mc_job *job, const char *name, double deadline_sec
         w->comm = mc_comm_self("world"); /* MPI takes a quarter of a second to start: not for one rank */
     } else {
         MC_TRY_GOTO(st, MC_NEW_N(&ranks, 2 * job->size, "lists of ranks"), undo_world);
-        MC_TRY_GOTO(st, open_many(w, deadline_seconds, ranks), undo_world);
+        MC_TRY_GOTO(st, open_many(w, name, deadline_seconds, ranks), undo_world);
         mc_free(ranks);
     }
     *world_out = w;

@@ -1,7 +1,7 @@
 /* All ranks of the job: who am I, how do we reach each other, do we agree.
  *
  *   mc_job_from_env   reads the launcher's variables, no communication
- *   mc_world_open     meets the other ranks (MPI_Init for mpi), with a deadline
+ *   mc_world_open     meets the other ranks (MPI_Init for mpi, MASTER_ADDR and MASTER_PORT for tcp), with a deadline
  *   mc_world_agree    every rank compares its configuration with rank 0's before any other collective
  *   mc_world_group    the communicator of this rank along a set of grid axes */
 #ifndef MEGAC_BASE_WORLD_H
@@ -27,20 +27,22 @@ mc_status mc_job_from_env(mc_job *job_out) MC_MUST_CHECK;
 
 typedef struct mc_world mc_world;
 
-/* Inside a node ranks talk through shared memory and across nodes by MPI messages. MEGAC_NO_SHM=1 in the environment
- * (of every rank) forbids the former: for comparisons, and where the system shares memory but wrongly.
- * MEGAC_NODE_RANKS=N treats each N consecutive ranks as a node of its own: to try a layout of several nodes on one
- * machine.
+/* Inside a node ranks talk through shared memory and across nodes by messages: MPI's, or over TCP, which needs no MPI.
+ * MEGAC_NO_SHM=1 in the environment (of every rank) forbids the former: for comparisons, and where the system shares
+ * memory but wrongly. MEGAC_NODE_RANKS=N treats each N consecutive ranks as a node of its own: to try a layout of
+ * several nodes on one machine.
  *
- * Joins the job over communicator `name`: "self" (size 1 only) or "mpi"; NULL chooses self for one rank, else mpi.
- * MC_INVALID when the launcher's size and MPI's differ (says how to start it); MC_TIMEOUT names the ranks missing. */
+ * Joins the job over communicator `name`: "self" (size 1 only), "mpi" or "tcp"; NULL chooses self for one rank, tcp for
+ * ranks with torchrun's variables (`megac launch` sets them too), else mpi. MC_INVALID when the launcher's size and
+ * MPI's differ (says how to start it); MC_UNSUPPORTED: mpi in a build without it; MC_TIMEOUT names the ranks missing.
+ */
 mc_status mc_world_open(const mc_job *job, const char *name, double deadline_seconds,
                         mc_world **world_out) MC_MUST_CHECK;
 /* Leaves the job; its other communicators have been destroyed by then. After an error pass `failed`: the other ranks
- * are ended too (MPI_Abort) with `exit_status`. */
+ * are ended too (MPI_Abort; over TCP by the launcher) with `exit_status`. */
 void mc_world_close(mc_world *world, bool failed, int exit_status);
 
-/* local_rank and local_size are those of the node as MPI sees it. */
+/* local_rank and local_size are those of the node as the ranks found it. */
 const mc_job *mc_world_job(const mc_world *world);
 /* The communicator of all ranks ("world"). */
 const mc_comm *mc_world_comm(const mc_world *world);

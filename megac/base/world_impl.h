@@ -11,27 +11,31 @@
 extern "C" {
 #endif
 
-/* ---- the network: MPI (net_mpi.c) ---- */
+/* ---- the network: messages between any two ranks, by MPI (net_mpi.c) or TCP (net_tcp.c) ---- */
 
 typedef struct mc_i_net mc_i_net;
 
-/* Starts MPI and finds the ranks of each node, or fails when the deadline passes. node_out[r] is the lowest world rank
- * on the node of rank r; the caller frees it with mc_free. */
-mc_status mc_i_net_open(const mc_job *job, double deadline_s, mc_i_net **net_out, int **node_out) MC_MUST_CHECK;
+/* The network of a job whose --comm does not name one: "tcp" where the variables are torchrun's, else "mpi". */
+const char *mc_i_net_default(const mc_job *job);
+/* Joins the job over network `name` and finds the ranks of each node, or fails when the deadline passes. node_out[r] is
+ * the lowest world rank on the node of rank r; the caller frees it with mc_free. */
+mc_status mc_i_net_open(const char *name, const mc_job *job, double deadline_s, mc_i_net **net_out,
+                        int **node_out) MC_MUST_CHECK;
 void mc_i_net_close(mc_i_net *net);
-/* Ends the whole job. */
+/* Ends the whole job (mpi), or lets the others know that this rank leaves it (tcp); the launcher ends them. */
 void mc_i_net_abort(mc_i_net *net, int exit_status);
 /* Frees what the process holds and leaves MPI as it is: for a failure while opening. */
 void mc_i_net_drop(mc_i_net *net);
 
-/* A message under way; MPI's handle inside. */
+/* A message under way; the network's handle inside. */
 typedef struct mc_i_post {
     void *handle;
     bool under_way;
 } mc_i_post;
 /* Highest tag. */
 int mc_i_net_max_tag(const mc_i_net *net);
-/* Begin a message of `bytes` <= INT_MAX; the data stay put until it is done. None of them waits. */
+/* Begin a message of `bytes` <= INT_MAX; the data stay put until it is done. None of them waits. Messages of one tag
+ * between two ranks arrive in the order sent; a message may be shorter than the room that its receive has. */
 mc_status mc_i_net_send(mc_i_net *net, const void *data, size_t bytes, int rank, int tag,
                         mc_i_post *post) MC_MUST_CHECK;
 mc_status mc_i_net_recv(mc_i_net *net, void *data, size_t bytes, int rank, int tag, mc_i_post *post) MC_MUST_CHECK;

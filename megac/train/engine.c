@@ -24,7 +24,7 @@ static mc_status kv_group(mt_engine *e)
 }
 
 /* On a device whose memory the host does not address, a group of ranks exchanges tensors by communicators of the device
- * (NCCL), or by the host's with copies (--comm mpi). */
+ * (NCCL), or by the host's with copies (--comm mpi and tcp). */
 static mc_status device_group(mt_engine *e, mc_comm *group)
 {
     const mt_options *o = e->setup.o;
@@ -108,11 +108,27 @@ static mc_status open_device(mt_engine *e, const char *name)
     MC_TRY(mc_pool_create(e->setup.n_threads, LY_POOL_SCRATCH_BYTES, &e->pool));
     e->ly.pool = e->pool;
     e->ly.backend = e->dev.impl;
+    e->ly.tf32 = e->setup.o->allow_tf32;
     e->ly.ops = e->dev.ops->operators;
     if (!e->ly.ops) {
         MC_TRY(ly_ops_get("cpu", &e->ly.ops));
     }
     return e->dev.ops->stream_create(&e->dev, &e->ly.stream);
+}
+
+/* Before anything is reserved. */
+static mc_status check_cuda_flags(const mt_engine *e)
+{
+    const char *comm = e->setup.o->comm;
+    if (e->setup.o->allow_tf32 && e->dev.ops->host_memory) {
+        return MC_FAIL(MC_UNSUPPORTED,
+                       "--allow-tf32: only tensor cores have TF32, and the CPU's products are fp32; use "
+                       "--device cuda, or leave the flag out");
+    }
+    if (comm && strcmp(comm, "nccl") == 0 && e->dev.ops->host_memory && e->setup.world_size > 1) {
+        return MC_FAIL(MC_UNSUPPORTED, "--comm nccl is for --device cuda; leave the flag out");
+    }
+    return MC_OK;
 }
 
 static mc_status create(mt_engine *e, const mt_options *o, mt_purpose purpose, const ds_source *data)
@@ -121,6 +137,7 @@ static mc_status create(mt_engine *e, const mt_options *o, mt_purpose purpose, c
     MC_TRY(mt_setup_init(&e->setup, o, purpose, job->size, job->local_size, data));
     e->place = mt_setup_place(&e->setup, job->rank);
     MC_TRY(open_device(e, o->device));
+    MC_TRY(check_cuda_flags(e));
     MC_TRY(open_groups(e));
     MC_TRY(open_plans(e));
     return open_model(e);

@@ -2,8 +2,9 @@
 #include "megac/train/run.h"
 
 /* One forward pass over a batch of n_micro micro-batches that starts at sample `first`, samples `end` and later left
- * out; adds to the sums of this rank. */
-static mc_status add_batch(mt_engine *e, const mt_feed *feed, uint64_t first, uint64_t end, int n_micro, double sums[2])
+ * out; adds to the sums of this rank, and where wanted to the record. */
+static mc_status add_batch(mt_engine *e, const mt_feed *feed, uint64_t first, uint64_t end, int n_micro,
+                           mt_token_losses *record, double sums[2])
 {
     double weight;
     pp_stats stats;
@@ -15,7 +16,7 @@ static mc_status add_batch(mt_engine *e, const mt_feed *feed, uint64_t first, ui
     MC_TRY(mt_engine_loss_sum(e, n_micro, &loss));
     sums[0] += counts ? loss : 0;
     sums[1] += counts ? weight : 0;
-    return MC_OK;
+    return record ? mt_token_losses_add(record, n_micro) : MC_OK;
 }
 
 mc_status mt_evaluation_micros(const mt_setup *s, const ds_source *source, int64_t n_steps, int64_t *n_out)
@@ -37,7 +38,8 @@ mc_status mt_evaluation_micros(const mt_setup *s, const ds_source *source, int64
     return MC_OK;
 }
 
-mc_status mt_evaluate(mt_engine *e, const mt_feed *feed, int64_t n_steps, double *loss_out, double *tokens_out)
+mc_status mt_evaluate(mt_engine *e, const mt_feed *feed, int64_t n_steps, mt_token_losses *record, double *loss_out,
+                      double *tokens_out)
 {
     const mt_setup *s = &e->setup;
     int64_t per_micro = s->o->micro_batch_size * s->grid.size[MC_AXIS_DP], n_micros;
@@ -46,7 +48,7 @@ mc_status mt_evaluate(mt_engine *e, const mt_feed *feed, int64_t n_steps, double
     double sums[2] = {0, 0};
     for (int64_t done = 0; done < n_micros; done += s->max_micro) {
         int n = n_micros - done < s->max_micro ? (int)(n_micros - done) : s->max_micro;
-        MC_TRY(add_batch(e, feed, (uint64_t)(done * per_micro), end, n, sums));
+        MC_TRY(add_batch(e, feed, (uint64_t)(done * per_micro), end, n, record, sums));
     }
     mc_tensor t = mc_tensor_1d(sums, MC_F64, 2);
     MC_TRY(mc_comm_all_reduce(mc_world_comm(e->world), t, t, MC_SUM));

@@ -1,4 +1,4 @@
-/* Text from a model: one token after another, on any layout. */
+/* Text from a model: one token after another, several texts at once, on any layout. */
 #ifndef MEGAC_TRAIN_GENERATE_H
 #define MEGAC_TRAIN_GENERATE_H
 
@@ -10,23 +10,25 @@ extern "C" {
 #endif
 
 typedef struct mt_generation {
-    const int32_t *prompt;
-    int64_t n_prompt; /* at least 1 */
-    int64_t max_new;
-    int64_t stop_token; /* ends the text; -1: none */
+    int64_t max_new;    /* tokens to write after each prompt */
+    int64_t stop_token; /* ends a text; -1: none */
     mt_sampling sampling;
-    uint64_t number;  /* of the prompt: prompts draw different numbers */
-    float *logits;    /* (padded vocabulary), memory of mt_generation_memory */
-    int32_t *context; /* (seq_length), likewise */
-    int32_t *tokens;  /* (n_prompt + max_new): the prompt and what followed */
 } mt_generation;
 
-/* Host memory that the device copies to and from: sets `logits` and `context`, or with `give_back` frees them. */
-mc_status mt_generation_memory(mt_engine *e, mt_generation *g, bool give_back) MC_MUST_CHECK;
+/* A prompt and what follows it. */
+typedef struct mt_text {
+    int32_t *tokens;  /* (n_prompt + max_new): the prompt's are there before */
+    int64_t n_prompt; /* 1 .. seq_length */
+    uint64_t number;  /* of the prompt: prompts draw different numbers */
+    int64_t n;        /* out: tokens in all, the stop token not counted */
+    bool ended;       /* out */
+} mt_text;
 
-/* Continues the prompt; every rank gets the same tokens. A context longer than --seq-length is cut on the left.
- * Collective. *n_out: tokens in all, the stop token not counted. */
-mc_status mt_generate(mt_engine *e, const mt_generation *g, int64_t *n_out) MC_MUST_CHECK;
+/* Continues n_texts texts, at most the engine's n_texts; every rank gets the same tokens, which do not depend on the
+ * texts beside (but for rounding on some devices). A text longer than seq_length is continued from its last seq_length
+ * tokens, all computed again for each token. Collective. MC_INVALID: a token that the model does not have; MC_NUMERIC:
+ * no logit is a number. */
+mc_status mt_generate(mt_engine *e, const mt_generation *g, mt_text *texts, int n_texts) MC_MUST_CHECK;
 
 #ifdef __cplusplus
 }

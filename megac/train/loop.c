@@ -7,8 +7,8 @@
 
 #include "megac/base/alloc.h"
 #include "megac/base/log.h"
+#include "megac/train/model/trace.h"
 #include "megac/train/run.h"
-#include "megac/train/trace.h"
 
 double mt_now(void)
 {
@@ -227,7 +227,7 @@ static mc_status evaluate_if_due(mt_run *run)
     if (!run->valid.loader || !mc_given_int(o->eval_interval) || run->iteration % o->eval_interval != 0) {
         return MC_OK;
     }
-    MC_TRY(mt_evaluate(run->e, &run->valid, mt_eval_steps(o), &loss, &tokens));
+    MC_TRY(mt_evaluate(run->e, &run->valid, mt_eval_steps(o), NULL, &loss, &tokens));
     if (o->save_best && (run->best_iteration == 0 || loss < run->best_loss)) {
         run->best_loss = loss;
         run->best_iteration = run->iteration;

@@ -4,14 +4,14 @@
 #include <string.h>
 
 #include "megac/base/log.h"
-#include "megac/train/commands.h"
+#include "megac/train/commands/commands.h"
 
 static const struct {
     const char *name, *summary;
     mc_status (*run)(const mc_job *job, int argc, char **argv);
 } commands[] = {
 #define MT_COMMAND(name, summary) {#name, summary, mt_cmd_##name},
-#include "megac/train/commands.def"
+#include "megac/train/commands/commands.def"
 #undef MT_COMMAND
 };
 enum { N_COMMANDS = sizeof commands / sizeof commands[0] };

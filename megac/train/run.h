@@ -3,13 +3,14 @@
 #define MEGAC_TRAIN_RUN_H
 
 #include "layers/profile.h"
+#include "megac/train/checkpoint/saver.h"
 #include "megac/train/engine.h"
-#include "megac/train/loss_scale.h"
-#include "megac/train/lr.h"
 #include "megac/train/metrics.h"
-#include "megac/train/saver.h"
-#include "megac/train/stability.h"
+#include "megac/train/optim/loss_scale.h"
+#include "megac/train/optim/lr.h"
+#include "megac/train/optim/stability.h"
 #include "megac/train/stop.h"
+#include "megac/train/token_losses.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -61,7 +62,8 @@ typedef enum { MT_FINISHED, MT_STOPPED_EARLY } mt_end;
 /* Seconds of a clock that only goes forward. */
 double mt_now(void);
 
-/* Data of one split by the flags; *source_out is NULL where there is none. `whole`: all of --data-path, not its share.
+/* Data of one split by the flags, with --token-losses in the order of the files; *source_out is NULL where there is
+ * none. `whole`: all of --data-path, not its share.
  */
 mc_status mt_source_open(const mt_options *o, ds_split which, bool whole, ds_source **source_out) MC_MUST_CHECK;
 
@@ -78,8 +80,8 @@ mc_status mt_loop(mt_run *run, mt_end *end_out) MC_MUST_CHECK;
 mc_status mt_evaluation_micros(const mt_setup *s, const ds_source *source, int64_t n_steps,
                                int64_t *n_out) MC_MUST_CHECK;
 /* Mean loss over `n_steps` global batches of the feed, from its first sample on; n_steps 0: every window of it once, on
- * any layout. Collective. */
-mc_status mt_evaluate(mt_engine *e, const mt_feed *feed, int64_t n_steps, double *loss_out,
+ * any layout. Each token's loss goes to `record` too (NULL: to nobody). Collective. */
+mc_status mt_evaluate(mt_engine *e, const mt_feed *feed, int64_t n_steps, mt_token_losses *record, double *loss_out,
                       double *tokens_out) MC_MUST_CHECK;
 
 /* Reads weights, and unless `weights_only` optimizer state and counters, into the run. `run` may lack an optimizer. */

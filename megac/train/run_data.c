@@ -21,7 +21,7 @@ mc_status mt_source_open(const mt_options *o, ds_split which, bool whole, ds_sou
         .seed = (uint32_t)o->seed,
         .mock = o->mock_data,
         .mock_vocab_size = (uint32_t)mock_vocab,
-        .shuffle = true,
+        .shuffle = !o->token_losses,
     };
     MC_TRY(ds_source_open(&c, source_out));
     if (o->eod_mask_loss && ds_source_eod(*source_out) < 0) {

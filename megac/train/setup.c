@@ -165,14 +165,22 @@ static size_t loader_bytes(const mt_setup *s, int rank)
     return 0;
 }
 
+/* A step's rows must fit where a text of seq_length tokens does. */
+static int n_texts(const mt_options *o)
+{
+    int64_t n = o->inference_max_requests > 1 ? o->inference_max_requests : 1;
+    return (int)(n < o->seq_length ? n : o->seq_length);
+}
+
 mt_memory_request mt_setup_memory(const mt_setup *s, int rank)
 {
     mt_place place = mt_setup_place(s, rank);
     pp_shape train = {.n_stages = place.pp, .stage = place.stage, .n_micro = s->max_micro}, eval = train;
     eval.forward_only = true;
     bool training = s->purpose == MT_FOR_TRAINING;
-    int n_slots = training ? s->schedule->n_slots(&train) : 0, eval_slots = s->schedule->n_slots(&eval);
-    int64_t micro = s->purpose == MT_FOR_GENERATION ? 1 : s->o->micro_batch_size, rows = micro * s->o->seq_length;
+    bool generates = s->purpose == MT_FOR_GENERATION;
+    int n_slots = training ? s->schedule->n_slots(&train) : 0, eval_slots = generates ? 1 : s->schedule->n_slots(&eval);
+    int64_t micro = generates ? 1 : s->o->micro_batch_size, rows = micro * s->o->seq_length;
     int64_t chunk = s->o->head_chunk_tokens;
     return (mt_memory_request){
         .model = &s->model,
@@ -182,11 +190,13 @@ mt_memory_request mt_setup_memory(const mt_setup *s, int rank)
                 .micro_batch = micro,
                 .n_slots = n_slots,
                 .n_io = n_slots > eval_slots ? n_slots : eval_slots,
-                .max_micro = s->max_micro,
+                .max_micro = generates ? 1 : s->max_micro,
                 .bucket_elems = s->o->ddp_bucket_size,
                 .recompute = mt_options_recompute(s->o),
                 .main_bf16 = strcmp(s->o->main_params_dtype, "bf16") == 0,
                 .grads_bf16 = strcmp(s->o->main_grads_dtype, "bf16") == 0,
+                .n_texts = generates ? n_texts(s->o) : 0,
+                .keeps_kv = generates && !s->o->no_kv_cache,
                 .head_chunk_rows =
                     chunk > 0 ? chunk : tp_head_chunk_rows(rows, s->model.padded_vocab / place.tp, HEAD_CHUNK_BYTES),
             },

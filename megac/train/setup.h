@@ -3,13 +3,13 @@
 #ifndef MEGAC_TRAIN_SETUP_H
 #define MEGAC_TRAIN_SETUP_H
 
-#include "megac/train/batch.h"
-#include "megac/train/flops.h"
-#include "megac/train/loss_scale.h"
-#include "megac/train/lr.h"
-#include "megac/train/memory.h"
-#include "megac/train/options.h"
-#include "megac/train/stability.h"
+#include "megac/train/model/flops.h"
+#include "megac/train/model/memory.h"
+#include "megac/train/optim/batch.h"
+#include "megac/train/optim/loss_scale.h"
+#include "megac/train/optim/lr.h"
+#include "megac/train/optim/stability.h"
+#include "megac/train/options/options.h"
 
 #ifdef __cplusplus
 extern "C" {

@@ -1,12 +1,14 @@
-/* Jobs that go wrong end soon, with the right status and a message that says what happened; on both paths. */
+/* Jobs that go wrong end soon, with the right status and a message that says what happened; on all paths. */
 #include <stdbool.h>
 #include <sys/wait.h>
 #include <time.h>
 
 #include "tests/unit.h"
 
-/* tests/ranks and the program, from the build. */
-static const char *runner, *program;
+/* tests/ranks, the program and megac, from the build. */
+static const char *runner, *program, *megac;
+
+typedef enum { SHARED_MEMORY, MESSAGES, TCP } path; /* the last: messages too, under megac launch */
 
 typedef struct outcome {
     int exit_status;
@@ -14,11 +16,12 @@ typedef struct outcome {
     char text[16384];
 } outcome;
 
-static void run(outcome *o, int n, const char *fault, bool messages)
+static void run(outcome *o, int n, const char *fault, path p)
 {
     char command[1024];
-    snprintf(command, sizeof command, "MEGAC_NO_SHM=%d RANKS_TIMEOUT=25 '%s' %d '%s' %s 2>&1 </dev/null", messages,
-             runner, n, program, fault);
+    snprintf(command, sizeof command,
+             "MEGAC_NO_SHM=%d RANKS_MEGAC='%s' RANKS_TIMEOUT=25 '%s' %d '%s' %s 2>&1 </dev/null", p != SHARED_MEMORY,
+             p == TCP ? megac : "", runner, n, program, fault);
     struct timespec a, b;
     clock_gettime(CLOCK_MONOTONIC, &a);
     FILE *f = popen(command, "r");
@@ -64,35 +67,64 @@ static const fault_case cases[] = {
     {"other-lines", 2, 2, {"rank 0: MISMATCH", "\"--swiglu\" on rank 0, \"\" on rank 1"}},
     {"one-fails", 3, 1, {"rank 1: NUMERIC", "the loss is not finite"}},
     {"other-grid", 2, 2, {"rank 0: INVALID", "the grid has 16 ranks, the job 2"}},
+};
+
+/* Before the ranks have met. */
+static const fault_case mpi_cases[] = {
     {"never-opens", 2, 1, {"rank 0: TIMEOUT", "not all of the 2 ranks started within 1.0 s", "MPI_Init"}},
     {"wrong-size", 2, 2, {"INVALID", "mpirun started rank", "of 3, but MPI sees rank", "start under mpirun"}},
 };
+/* What TCP and the launcher do differently. */
+static const fault_case tcp_cases[] = {
+    {"never-opens",
+     2,
+     1,
+     {"rank 0: TIMEOUT", "ranks started within 1.0 s: rank 0 waits at 127.0.0.1 port", "for rank 1;"}},
+    {"one-fails", 3, 1, {"rank 1: NUMERIC", "the loss is not finite"}},
+    {"other-message", 2, 2, {"rank 1: MISMATCH", "send of 400 bytes f32", "rank 0 at send of 800 bytes f32"}},
+};
+#define COUNT(array) (sizeof(array) / sizeof(array)[0])
 
-static void check_all(bool messages)
+static void check(const fault_case *c, path p)
 {
     static outcome o;
-    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
-        const fault_case *c = &cases[i];
-        run(&o, c->n, c->fault, messages);
-        for (int k = 0; k < 5 && c->says[k]; k++) {
-            expect(&o, c->says[k]);
-        }
-        if (o.exit_status != c->exit_status || o.seconds > 15) {
-            fail_msg("%s: exit status %d after %.1f s:\n%s", c->fault, o.exit_status, o.seconds, o.text);
-        }
+    run(&o, c->n, c->fault, p);
+    for (int k = 0; k < 5 && c->says[k]; k++) {
+        expect(&o, c->says[k]);
+    }
+    if (o.exit_status != c->exit_status || o.seconds > 15) {
+        fail_msg("%s: exit status %d after %.1f s:\n%s", c->fault, o.exit_status, o.seconds, o.text);
+    }
+}
+
+static void check_all(path p)
+{
+    for (size_t i = 0; i < COUNT(cases); i++) {
+        check(&cases[i], p);
+    }
+    for (size_t i = 0; i < COUNT(mpi_cases); i++) {
+        check(&mpi_cases[i], p);
     }
 }
 
 static void test_shared_memory(void **state)
 {
     (void)state;
-    check_all(false);
+    check_all(SHARED_MEMORY);
 }
 
 static void test_messages(void **state)
 {
     (void)state;
-    check_all(true);
+    check_all(MESSAGES);
+}
+
+static void test_tcp(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < COUNT(tcp_cases); i++) {
+        check(&tcp_cases[i], TCP);
+    }
 }
 
 /* The launcher sees the death too and ends the job by itself: whoever is first, it is within seconds. */
@@ -100,7 +132,7 @@ static void test_dead_peer(void **state)
 {
     (void)state;
     static outcome o;
-    run(&o, 3, "dies", false);
+    run(&o, 3, "dies", SHARED_MEMORY);
     expect(&o, "rank 2 (process ");
     expect(&o, "is gone while barrier of world #");
     assert_true(o.exit_status > 0 && o.seconds < 15);
@@ -108,15 +140,17 @@ static void test_dead_peer(void **state)
 
 int main(int argc, char **argv)
 {
-    if (argc != 3) {
-        fprintf(stderr, "usage: test_comm_faults TESTS/RANKS RANKS_FAULT\n");
+    if (argc != 4) {
+        fprintf(stderr, "usage: test_comm_faults TESTS/RANKS RANKS_FAULT MEGAC\n");
         return 2;
     }
     runner = argv[1];
     program = argv[2];
+    megac = argv[3];
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_shared_memory),
         cmocka_unit_test(test_messages),
+        cmocka_unit_test(test_tcp),
         cmocka_unit_test(test_dead_peer),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -14,7 +14,7 @@
 #include "megac/base/alloc.h"
 #include "megac/base/file.h"
 #include "megac/base/world.h"
-#include "megac/train/checkpoint.h"
+#include "megac/train/checkpoint/checkpoint.h"
 
 enum { HIDDEN = 1024, MAX_TENSORS = 4096, MAX_ROUNDS = 32, RAW_CALL = 64 << 20 };
 

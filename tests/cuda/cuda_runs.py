@@ -1,4 +1,5 @@
-"""Runs of megac on the CUDA backend over the stand-ins for NVIDIA's libraries (standin/README.md), without a GPU."""
+"""Runs of megac on the CUDA backend: over the stand-ins for NVIDIA's libraries (standin/README.md), without a GPU; or, with
+MEGAC_CUDA_LIBS=nvidia in the environment (tests/gpu/run.sh), over NVIDIA's on a GPU."""
 import os
 import pathlib
 import subprocess
@@ -8,32 +9,39 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests/train"))
-from megac_runs import MPI_ENV, metrics  # noqa: E402
+from megac_runs import MPI_ENV, metrics, on_ranks  # noqa: E402
 
 BUILD = pathlib.Path(os.environ.get("MEGAC_BUILD", ROOT / "build"))
 FOLDERS = [BUILD / "tests/cuda/standin", BUILD / "tests/cuda/kernels"]
 
+NVIDIA = os.environ.get("MEGAC_CUDA_LIBS") == "nvidia"
+GPUS = int(os.environ.get("MEGAC_GPUS", "1"))
+# How streams are run. A GPU has its own way, twice: the same bits are wanted again.
+POLICIES = ["once", "again"] if NVIDIA else ["late", "eager", "random:1"]
 RACE = BUILD / "tests/cuda/race"
 
 needs_standins = pytest.mark.skipif(
-    not (FOLDERS[0] / "libcudart.so.13").exists() or not (FOLDERS[1] / "libmegac_kernels.so").exists(),
+    not NVIDIA and (not (FOLDERS[0] / "libcudart.so.13").exists() or not (FOLDERS[1] / "libmegac_kernels.so").exists()),
     reason="the CUDA backend was not built: no CUDA toolkit",
 )
+standins_only = pytest.mark.skipif(NVIDIA, reason="asks something of the stand-ins that a GPU does not do")
 needs_race_build = pytest.mark.skipif(
     not (RACE / "libmegac_cuda.so").exists(), reason="no build for the race detector: no CUDA toolkit, or sanitizers"
 )
 
 
-def run(args, ranks=1, expect=0, timeout=300, instrumented=False, plant=None, **settings):
-    """megac over the stand-ins; `settings` are STANDIN_ variables by their lower-case names, or others by their own.
+def run(args, ranks=1, expect=0, timeout=300, share=True, instrumented=False, plant=None, **settings):
+    """megac on CUDA; `settings` are STANDIN_ variables by their lower-case names, or others by their own. More ranks than
+    GPUs talk over their hosts, unless they may not `share` one: NCCL refuses that.
     instrumented: the build whose accesses the race detector sees; plant: a fault of race/planted.c."""
-    folders = [FOLDERS[0], RACE if instrumented else FOLDERS[1]]
-    line = [str((RACE if instrumented else BUILD) / "megac"), *map(str, args)]
-    if plant:
-        line = ["env", f"LD_PRELOAD={RACE / 'libplanted.so'}", f"PLANT={plant}", *line]
-    if ranks > 1:
-        line = ["mpirun", "--timeout", str(timeout), "-n", str(ranks), *line]
-    env = {**os.environ, **MPI_ENV, "LD_LIBRARY_PATH": ":".join(map(str, folders)), "MC_GEMM_AUTOTUNE": "0"}
+    args = [str(a) for a in args]
+    env = {**os.environ, **MPI_ENV, "MC_GEMM_AUTOTUNE": "0"}
+    if not NVIDIA:
+        env["LD_LIBRARY_PATH"] = ":".join(map(str, [FOLDERS[0], RACE if instrumented else FOLDERS[1]]))
+    elif ranks > GPUS and share and "--comm" not in args:
+        args += ["--comm", "tcp"]
+    planted = ["env", f"LD_PRELOAD={RACE / 'libplanted.so'}", f"PLANT={plant}"] if plant else []
+    line = on_ranks([str((RACE if instrumented else BUILD) / "megac"), *args], ranks, timeout, planted)
     if instrumented:
         settings = {"race": 1, **settings}
     for name, value in settings.items():

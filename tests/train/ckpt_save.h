@@ -3,7 +3,7 @@
 #ifndef TESTS_TRAIN_CKPT_SAVE_H
 #define TESTS_TRAIN_CKPT_SAVE_H
 
-#include "megac/train/ckpt_impl.h"
+#include "megac/train/checkpoint/ckpt_impl.h"
 #include "tests/train/ckpt_tables.h"
 
 static inline mc_status ckpt_save_rank(const char *tmp, const ckpt_layout *l, int rank, int64_t iteration, int salt,

@@ -4,7 +4,7 @@
 #define TESTS_TRAIN_CKPT_TABLES_H
 
 #include "megac/base/alloc.h"
-#include "megac/train/checkpoint.h"
+#include "megac/train/checkpoint/checkpoint.h"
 #include "tests/unit.h"
 
 enum {
@@ -193,6 +193,9 @@ static inline bool ckpt_check(const ckpt_rank *r, int salt)
     return true;
 }
 
+/* Losses, then gradient norms, of the last three steps: every bit of a double counts. */
+static const double ckpt_recent[6] = {1.0 / 3, 2e-300, 7, 0.1, 1e300, 3};
+
 static inline mt_ckpt_state ckpt_state(int64_t iteration)
 {
     return (mt_ckpt_state){
@@ -201,6 +204,13 @@ static inline mt_ckpt_state ckpt_state(int64_t iteration)
         .consumed_tokens = 1 << 20,
         .skipped_iterations = 2,
         .optimizer_steps = iteration - 2,
+        .schedule_samples = 900 + (uint64_t)iteration,
+        .loss_scale = 0.1 + (double)iteration,
+        .loss_scale_good_steps = 5,
+        .loss_scale_hysteresis = -3,
+        .recent_losses = ckpt_recent,
+        .recent_norms = ckpt_recent + 3,
+        .n_recent = 3,
         .config = "--hidden-size 6\n--flag\n--data-path one two\n--name a \"quoted\" \xc3\xa9 text\n",
         .tokenizer_kind = "ByteTokenizer",
         .tokenizer = "a tokenizer\0file",

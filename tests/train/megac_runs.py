@@ -2,6 +2,7 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -16,12 +17,19 @@ MPI_ENV = {
 }
 
 
+def on_ranks(line, ranks, timeout, before=()):
+    """The command line that runs `line` (megac and its arguments, behind the words `before`) on so many ranks: under mpirun
+    where there is one."""
+    if ranks == 1:
+        return [*before, *line]
+    if before or shutil.which("mpirun"):
+        return ["mpirun", "--timeout", str(timeout), "-n", str(ranks), *before, *line]
+    return ["timeout", str(timeout), line[0], "launch", "-n", str(ranks), "--", *line[1:]]
+
+
 def command(args, ranks=1):
     """The command line and environment that run megac on so many ranks."""
-    line = [str(MEGAC), *map(str, args)]
-    if ranks > 1:
-        line = ["mpirun", "--timeout", "120", "-n", str(ranks), *line]
-    return line, {**os.environ, **MPI_ENV}
+    return on_ranks([str(MEGAC), *map(str, args)], ranks, 120), {**os.environ, **MPI_ENV}
 
 
 def run(args, ranks=1, expect=0, timeout=150, stdin=None):

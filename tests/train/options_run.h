@@ -3,7 +3,7 @@
 #define TESTS_TRAIN_OPTIONS_RUN_H
 
 #include "megac/base/alloc.h"
-#include "megac/train/options.h"
+#include "megac/train/options/options.h"
 #include "tests/unit.h"
 
 enum { RUN_MAX_ARGS = 256, RUN_SAID_BYTES = 16384 };

@@ -4,7 +4,7 @@
 
 #include "megac/base/alloc.h"
 #include "megac/base/hash.h"
-#include "megac/train/safetensors.h"
+#include "megac/train/checkpoint/safetensors.h"
 
 static mc_status print_tensor(const mt_st_file *f, const mt_st_tensor *t)
 {

@@ -7,9 +7,9 @@
 
 #include "megac/base/alloc.h"
 #include "megac/base/file.h"
-#include "megac/train/commands.h"
+#include "megac/train/checkpoint/safetensors.h"
+#include "megac/train/commands/commands.h"
 #include "megac/train/run.h"
-#include "megac/train/safetensors.h"
 
 typedef struct named {
     const char *name;

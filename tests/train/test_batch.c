@@ -1,7 +1,7 @@
 /* Global batch sizes against tables worked out by hand. */
 
 #include "megac/base/alloc.h"
-#include "megac/train/batch.h"
+#include "megac/train/optim/batch.h"
 #include "tests/unit.h"
 
 typedef struct row {

@@ -3,7 +3,7 @@
 #include <sys/resource.h>
 
 #include "megac/base/world.h"
-#include "megac/train/ckpt_inspect.h"
+#include "megac/train/checkpoint/ckpt_inspect.h"
 #include "tests/train/ckpt_save.h"
 
 static const ckpt_layout layouts[] = {
@@ -62,6 +62,13 @@ static void test_state_comes_back(void **state)
         assert_int_equal(s->consumed_tokens, want.consumed_tokens);
         assert_int_equal(s->skipped_iterations, want.skipped_iterations);
         assert_int_equal(s->optimizer_steps, want.optimizer_steps);
+        assert_int_equal(s->schedule_samples, want.schedule_samples);
+        assert_true(s->loss_scale == want.loss_scale);
+        assert_int_equal(s->loss_scale_good_steps, want.loss_scale_good_steps);
+        assert_int_equal(s->loss_scale_hysteresis, want.loss_scale_hysteresis);
+        assert_int_equal(s->n_recent, want.n_recent);
+        assert_memory_equal(s->recent_losses, want.recent_losses, 3 * sizeof(double));
+        assert_memory_equal(s->recent_norms, want.recent_norms, 3 * sizeof(double));
         assert_string_equal(s->config, want.config);
         assert_string_equal(s->tokenizer_kind, want.tokenizer_kind);
         assert_int_equal(s->tokenizer_bytes, want.tokenizer_bytes);

@@ -2,7 +2,7 @@
 #include <math.h>
 
 #include "megac/base/rng.h"
-#include "megac/train/ckpt_impl.h"
+#include "megac/train/checkpoint/ckpt_impl.h"
 #include "tests/unit.h"
 
 /* Value of a binary floating-point number with `e` exponent bits and `m` mantissa bits, from its definition. */

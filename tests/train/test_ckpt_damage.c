@@ -8,7 +8,7 @@
 
 #include "megac/base/rng.h"
 #include "megac/base/world.h"
-#include "megac/train/ckpt_inspect.h"
+#include "megac/train/checkpoint/ckpt_inspect.h"
 #include "tests/train/ckpt_save.h"
 
 enum { MUTATIONS = 3600, MAX_FILES = 16, KILLS = 100 };

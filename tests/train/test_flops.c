@@ -1,7 +1,7 @@
 /* FLOPs per token against matrix products counted one by one and against published formulas. */
 #include <math.h>
 
-#include "megac/train/flops.h"
+#include "megac/train/model/flops.h"
 #include "tests/unit.h"
 
 static double product(int64_t m, int64_t n, int64_t k)

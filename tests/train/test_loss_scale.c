@@ -3,7 +3,7 @@
 #include <stdlib.h>
 
 #include "megac/base/rng.h"
-#include "megac/train/loss_scale.h"
+#include "megac/train/optim/loss_scale.h"
 #include "tests/unit.h"
 
 enum { STEPS = 400 };

@@ -1,7 +1,7 @@
 /* Learning rate and weight decay against closed forms, in samples and in iterations. */
 #include <math.h>
 
-#include "megac/train/lr.h"
+#include "megac/train/optim/lr.h"
 #include "tests/unit.h"
 
 /* Everything absent but a run of 1000 samples with rate 1 down to 0.1 after 100 samples of warm-up. */

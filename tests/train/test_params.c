@@ -3,7 +3,7 @@
 #include <math.h>
 
 #include "megac/base/alloc.h"
-#include "megac/train/params.h"
+#include "megac/train/model/params.h"
 #include "tests/unit.h"
 
 enum { SEED = 7, MAX_ROWS = 80, MAX_ELEMS = 1 << 14 };

@@ -70,6 +70,8 @@ def test_formulas_of_states():
     for dp, zero, want in [(8, 0, 16), (8, 1, 4 + 12 / 8), (8, 2, 2 + 14 / 8), (8, 3, 2)]:
         n, e = estimates("--micro-batch-size", 1, "--dp", dp, "--zero", zero)
         assert e["ZeRO states (Rajbhandari et al. 2020)"] == pytest.approx(want * n)
+        fp32_sums = 4 / (dp if zero > 0 else 1)
+        assert e["ZeRO states with fp32 gradient sums"] == pytest.approx((want + fp32_sums) * n)
         assert e["Megatron-LM states"] == pytest.approx((18 if zero == 0 else 6 + 12 / dp) * n)
     n, e = estimates("--micro-batch-size", 1, "--tp", 2, "--pp", 2)
     assert e["ZeRO states (Rajbhandari et al. 2020)"] == pytest.approx(16 * n / 4)
@@ -86,6 +88,15 @@ def test_formulas_of_activations():
         ("--tp 4 --recompute-activations", 4, 10 + 24 / 4),
         ("--recompute-granularity full", 1, 2),
         ("--tp 4 --sequence-parallel --recompute-granularity full", 4, 2 / 4),
+        ("--tp 4 --recompute-granularity full --distribute-saved-activations", 4, 2 / 4),
+        ("--recompute-granularity full --recompute-num-layers 4", 1, 2 / 4),
+        # 4 layers of each of 2 stages have their input only: 8 of 32.
+        (
+            "--pp 2 --recompute-granularity full --recompute-method block --recompute-num-layers 4",
+            1,
+            (8 * 2 + 24 * (34 + 5 * a * s / h)) / 32,
+        ),
     ]:
         _, e = estimates("--micro-batch-size", b, *flags.split())
         assert e[name] == pytest.approx(s * b * h * layers * want), flags
+        assert e["activations (Megatron-LM's report)"] == pytest.approx(s * b * layers * (18 * h + 4 * 11008) / t), flags

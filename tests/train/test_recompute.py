@@ -1,6 +1,7 @@
 """Activations computed again: less memory, the same bits."""
 
 import json
+import re
 
 import pytest
 from megac_runs import run, train
@@ -11,7 +12,7 @@ ARGS = [*COMMON, *DROPOUT["dropout"], "--train-iters", "5", "--eval-interval", "
 SETTINGS = {
     "full": "--recompute-granularity full",
     "full uniform 3": "--recompute-granularity full --recompute-method uniform --recompute-num-layers 3",
-    "full block 1": "--recompute-granularity full --recompute-method block --recompute-num-layers 1",
+    "full block 3": "--recompute-granularity full --recompute-method block --recompute-num-layers 3",
     "selective": "--recompute-activations",
     "selective, all": "--recompute-granularity selective --recompute-modules core_attn mlp layernorm",
 }
@@ -44,6 +45,43 @@ def test_ranks_may_keep_a_part_each(more, tmp_path):
         [*args, "--recompute-granularity", "full", "--distribute-saved-activations", *more.split()], 2, tmp_path
     )
     assert losses(got) == losses(want)
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_a_trace_is_the_same(setting, tmp_path):
+    """What is computed again is not traced again."""
+    args = [*ARGS, *MODELS["gpt"], "--micro-batch-size", "4"]
+    for folder, flags in [("a", []), ("b", SETTINGS[setting].split())]:
+        train([*args, *flags, "--trace-tensors", tmp_path / folder], 1, tmp_path)
+    done = run(["diff", tmp_path / "a", tmp_path / "b", "--tolerance", "0"])
+    assert done.stdout.startswith("0 of ") and "only in" not in done.stdout
+    files = [[len(f.read_text().splitlines()) for f in (tmp_path / d).glob("rank_*.jsonl")] for d in "ab"]
+    assert files[0] == files[1] and sum(files[0]) > 100
+
+
+# Forward passes over products (gemm) and attention that a backward of 4 blocks repeats. A block that is computed again
+# needs no last product unless the next one of its group reads its output; what the forward left last is there yet.
+AGAIN = {
+    "": (0, 0),
+    "--recompute-granularity full": (3 * 3, 3),
+    "--recompute-granularity full --recompute-num-layers 2": (4 + 3, 2),
+    "--recompute-granularity full --recompute-num-layers 4": (0, 0),
+    "--recompute-granularity full --recompute-method block --recompute-num-layers 3": (2 * 3, 2),
+    "--recompute-granularity selective --recompute-modules mlp": (3, 0),
+    "--recompute-activations": (0, 3),
+}
+
+
+def test_no_more_is_computed_again_than_must_be():
+    def calls(flags):
+        shape = [*COMMON, "--micro-batch-size", "4", "--eval-iters", "0", "--train-iters", "5", "--log-operators"]
+        table = run(["train", *shape, "--num-threads", 1, *flags.split()]).stdout
+        return [int(re.search(rf"^{op} +\S+ +(\d+) ", table, re.M)[1]) for op in ("gemm", "attention_fwd")]
+
+    backwards = 3 * 2  # steps that are counted, micro-batches of each
+    plain = calls("")
+    for flags, (products, attentions) in AGAIN.items():
+        assert calls(flags) == [plain[0] + backwards * products, plain[1] + backwards * attentions], flags
 
 
 def test_the_first_step_allocates_all_and_the_plan_knows_it():

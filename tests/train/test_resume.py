@@ -302,7 +302,7 @@ def test_greedy_text_is_the_likeliest(text_run, tmp_path):
     data = ["--train-iters", "30", "--data-path", folder / "t", "--load", folder / "c"]
     params, _ = step_numbers([*MODEL, *data], tmp_path)
     cfg = {"num_layers": 2, "num_attention_heads": 4, "vocab_size": 257}
-    for prompt in ("and the l", "and the light was good and the darkness was "):
+    for prompt in ("and the l", "and the darkness"):  # both texts outgrow --seq-length 16
         text = generate(folder, ["--prompt", prompt, "--greedy"])
         assert_likeliest(text, prompt, params, cfg)
         # The comparison sees the model: one that looks back less far says something else.
@@ -353,14 +353,17 @@ def test_without_a_prompt_a_document_begins(text_run):
     run(["generate", "--load", folder / "c", "--prompt", ""], expect=2)
 
 
-def test_a_prompt_longer_than_the_window(text_run):
+def test_a_text_longer_than_the_window(text_run):
+    """A prompt must fit into --seq-length 16; of a text that outgrows it, what lies before the window has no say."""
     folder, _ = text_run
-    prompt = "and the light was good and the darkness was "  # longer than --seq-length 16
-    text = generate(folder, ["--prompt", prompt, "--greedy"])
-    assert text.startswith(prompt) and len(set(text[len(prompt) :])) > 5
-    # What lies before the window has no say.
-    assert generate(folder, ["--prompt", prompt[-16:], "--greedy"]) == text[len(prompt) - 16 :]
-    assert generate(folder, ["--prompt", prompt, "--greedy", "--tp", "2", "--pp", "2"], 4) == text
+    text = generate(folder, ["--prompt", "and the l", "--greedy"]).removesuffix("\n")
+    assert len(text) > 30 and len(set(text[16:])) > 5
+    rest = generate(folder, ["--prompt", text[4:20], "--greedy"])
+    assert rest[:24] == text[4:28] and rest.startswith(text[4:])
+    for ranks in (1, 2):
+        done = run(["generate", "--load", folder / "c", "--prompt", text[:17]], ranks, expect=2)
+        errors = [line for line in done.stderr.splitlines() if "megac: error" in line]
+        assert len(errors) == 1 and "17 tokens" in errors[0] and "--seq-length 16" in errors[0]
 
 
 def test_inspect_a_checkpoint(saved):

@@ -2,7 +2,7 @@
 #include "megac/base/alloc.h"
 #include "megac/base/file.h"
 #include "megac/base/hash.h"
-#include "megac/train/safetensors.h"
+#include "megac/train/checkpoint/safetensors.h"
 #include "tests/unit.h"
 
 typedef struct place {

@@ -3,7 +3,7 @@
 #include <string.h>
 
 #include "megac/base/rng.h"
-#include "megac/train/stability.h"
+#include "megac/train/optim/stability.h"
 #include "tests/unit.h"
 
 enum { STEPS = 300, WINDOW = 7 };

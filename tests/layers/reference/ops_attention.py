@@ -95,3 +95,52 @@ def attention_bwd(c: Case, B, T, G, r, H, window=-1, p=0.0, sample0=0, head0=0, 
     c.output("delta", np.zeros((B, G * r, T)), np.full((B, G * r, T), np.inf))
     for place, grad, tol in zip(views(c, "d", B, T, G, r, H), grads, tols):
         c.expect(place, grad.reshape(B * T, G, -1, H), tol.reshape(B * T, G, -1, H))
+
+
+def places(c: Case, R, S, P):
+    """Places of R tokens, each of its own sequence where there are as many: the last position first, then the first."""
+    sequences = c.rng.permutation(S)[:R] if R <= S else None
+    if sequences is None:
+        return c.rng.permutation(S * P)[:R]
+    positions = c.rng.integers(0, P, R)
+    positions[: 2 if R > 1 else 1] = [P - 1, 0][: 2 if R > 1 else 1]
+    return sequences * P + positions
+
+
+def kv_store(c: Case, R, S, P, G, H, r=1):
+    k, v, at = c.normal(R, G, 1, H), c.normal(R, G, 1, H), places(c, R, S, P)
+    inputs_at = views(c, "", R, 1, G, r, H)
+    c.lines = [line for line in c.lines if not line.startswith("tensor q ")]
+    for place, x in zip(inputs_at[1:], (k, v)):
+        c.put(place, x)
+    c.input("places", at, dtype="i32")
+    for field, x in (("k_cache", k), ("v_cache", v)):
+        # NaN before; what no place names keeps its bits.
+        buffer, grid = c.rows(field, (S, G, P, H))
+        c.expect((buffer, grid[at // P, :, at % P]), x[:, :, 0], 0.0)
+
+
+def attention_decode(c: Case, R, S, P, G, r, H, window=-1, spread=1.0):
+    q, at = c.normal(R, G, r, H, scale=spread), places(c, R, S, P)
+    k, v = c.normal(S, G, P, H), c.normal(S, G, P, H)
+    scale = f32(1.0 / np.sqrt(H))
+    c.ints(window_left=window)
+    c.floats(scale=scale)
+    last, u = (at % P).reshape(R, 1), np.arange(P)
+    seen = (u <= last) & ((last - u <= window) | (window < 0))
+    # What no query sees is NaN: it must not be read.
+    hidden = np.ones((S, P), bool)
+    hidden[at // P] = ~seen
+    for field, x in (("k_cache", k), ("v_cache", v)):
+        c.input(field, np.where(hidden[:, None, :, None], np.nan, x))
+    c.put(views(c, "", R, 1, G, r, H)[0], q)
+    c.lines = [line for line in c.lines if not line.startswith(("tensor k ", "tensor v "))]
+    c.input("places", at, dtype="i32")
+    k, v, seen = k[at // P], v[at // P], seen[:, None, None]
+    s = jnp.where(seen, jnp.einsum("ngjh,nguh->ngju", q, k) * scale, -jnp.inf)
+    probability = np.asarray(jax.nn.softmax(s, axis=-1))
+    size = np.where(seen, np.einsum("ngjh,nguh->ngju", np.abs(q), np.abs(k)) * scale, 0.0)
+    # As in tolerances(): the error of a score, carried by the exponential, and that of the sums.
+    unit = (8 + 2 * np.sqrt(H)) * U * size.max(-1, keepdims=True) + (8 + 2 * np.sqrt(P)) * U
+    tol = np.einsum("ngju,nguh->ngjh", unit * probability, np.abs(v))
+    c.output("out", np.einsum("ngju,nguh->ngjh", probability, v), tol)

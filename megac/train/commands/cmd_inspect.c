@@ -1,0 +1,25 @@
+/* megac inspect: what is in a dataset or a checkpoint. */
+#include <stdio.h>
+
+#include "datasets/ds_inspect.h"
+#include "megac/train/checkpoint/ckpt_inspect.h"
+#include "megac/train/commands/commands.h"
+
+mc_status mt_cmd_inspect(const mc_job *job, int argc, char **argv)
+{
+    mt_inspect_options *o;
+    bool done;
+    (void)job;
+    MC_TRY(mt_inspect_options_parse(argc, argv, &o, &done));
+    if (done) {
+        return MC_OK;
+    }
+    mc_status st;
+    if (mt_checkpoint_is(o->file)) {
+        st = mt_checkpoint_inspect(o->file, o->verify, o->json, stdout);
+    } else {
+        st = ds_inspect(o->file, o->verify, o->json, (int)o->tokens, stdout);
+    }
+    mt_inspect_options_free(o);
+    return st;
+}
