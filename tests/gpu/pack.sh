@@ -18,7 +18,7 @@ library() {
 
 for name in jansson.h jansson_config.h xxhash.h yaml.h zlib.h zconf.h zstd.h zstd_errors.h cmocka.h; do
     case $name in
-    cmocka.h) path=$(printf '#include <stdarg.h>\n#include <stddef.h>\n#include <stdint.h>\n#include <setjmp.h>\n#include <cmocka.h>\n' |
+    cmocka.h) path=$(printf '#include <%s.h>\n' stdarg stddef stdint setjmp cmocka |
         cc -E -x c - | sed -n 's|^# [0-9]* "\(/.*/cmocka.h\)".*|\1|p' | head -n 1) ;;
     *) path=$(header "$name") ;;
     esac

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds megac's CUDA backend and runs its suites on a GPU, with NVIDIA's libraries. The machine needs the CUDA toolkit, gcc
-# and a python3 with pytest; no MPI, HDF5, pkg-config or root. The last line is `N passed, N failed, N skipped`.
+# Builds megac's CUDA backend and runs its suites on a GPU, with NVIDIA's libraries. The machine needs the CUDA toolkit,
+# gcc and a python3 with pytest; no MPI, HDF5, pkg-config or root. The last line is `N passed, N failed, N skipped`.
 set -euo pipefail
 
 usage() {
