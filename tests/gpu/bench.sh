@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Measures the CUDA backend on a GPU: kernels beside a copy, matrix products and attention beside the best square
-# product, attention by cuDNN and by our kernels, whole steps. Uses what tests/gpu/run.sh built. Never part of the tests'
-# verdict.
+# product, attention by cuDNN and by our kernels, whole steps. Uses what tests/gpu/run.sh built. Never part of the
+# tests' verdict.
 set -euo pipefail
 
 usage() {
