@@ -23,6 +23,11 @@ typedef struct mc_event {
     void *handle;
 } mc_event;
 
+/* Recorded work. */
+typedef struct mc_graph {
+    void *handle;
+} mc_graph;
+
 typedef enum { MC_MEM_DEVICE, MC_MEM_PINNED_HOST } mc_mem;
 
 typedef struct mc_device_ops {
@@ -47,6 +52,13 @@ typedef struct mc_device_ops {
     mc_status (*event_record)(mc_device *dev, mc_event event, mc_stream stream);
     mc_status (*event_wait)(mc_device *dev, mc_event event, mc_stream stream); /* stream waits */
     mc_status (*event_sync)(mc_device *dev, mc_event event);                   /* host waits */
+    /* (optional) default: no graphs. Work queued on `stream` between begin and end is not run but recorded; launch runs
+     * it, as often as wanted. end returns MC_UNSUPPORTED, with the reason and nothing to launch, where something in
+     * between cannot be recorded. */
+    mc_status (*graph_begin)(mc_device *dev, mc_stream stream);
+    mc_status (*graph_end)(mc_device *dev, mc_stream stream, mc_graph *graph_out);
+    mc_status (*graph_launch)(mc_device *dev, mc_graph graph, mc_stream stream);
+    void (*graph_destroy)(mc_device *dev, mc_graph graph);
     /* "NVIDIA H100 80GB HBM3, 79.1 GiB" */
     void (*describe)(mc_device *dev, char *text_out, size_t cap);
     /* (optional) default: ranks of this device exchange tensors through host communicators. Makes a communicator of the

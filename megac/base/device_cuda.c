@@ -308,6 +308,52 @@ mc_status mc_cuda_event_sync(mc_device *dev, mc_event event)
     return MC_OK;
 }
 
+mc_status mc_cuda_graph_begin(mc_device *dev, mc_stream stream)
+{
+    const mc_cuda *c = dev->impl;
+    if (c->sync_each) {
+        return MC_FAIL(MC_UNSUPPORTED, "MC_SYNC=1 waits for every operator, which cannot be recorded; leave one out");
+    }
+    MC_CUDA_TRY(cudaStreamBeginCapture(raw(stream), cudaStreamCaptureModeThreadLocal));
+    return MC_OK;
+}
+
+mc_status mc_cuda_graph_end(mc_device *dev, mc_stream stream, mc_graph *graph_out)
+{
+    cudaGraph_t graph = NULL;
+    cudaGraphExec_t exec = NULL;
+    (void)dev;
+    cudaError_t error = cudaStreamEndCapture(raw(stream), &graph);
+    if (error == cudaSuccess) {
+        error = cudaGraphInstantiate(&exec, graph, 0);
+    }
+    if (graph) {
+        note(cudaGraphDestroy(graph), "cudaGraphDestroy");
+    }
+    if (error != cudaSuccess) {
+        (void)cudaGetLastError();
+        return MC_FAIL(MC_UNSUPPORTED, "recording a CUDA graph: %s (%s)", cudaGetErrorName(error),
+                       cudaGetErrorString(error));
+    }
+    graph_out->handle = exec;
+    return MC_OK;
+}
+
+mc_status mc_cuda_graph_launch(mc_device *dev, mc_graph graph, mc_stream stream)
+{
+    (void)dev;
+    MC_CUDA_TRY(cudaGraphLaunch((cudaGraphExec_t)graph.handle, raw(stream)));
+    return MC_OK;
+}
+
+void mc_cuda_graph_destroy(mc_device *dev, mc_graph graph)
+{
+    (void)dev;
+    if (graph.handle) {
+        note(cudaGraphExecDestroy((cudaGraphExec_t)graph.handle), "cudaGraphExecDestroy");
+    }
+}
+
 void mc_cuda_describe(mc_device *dev, char *text_out, size_t cap)
 {
     const mc_cuda *c = dev->impl;

@@ -59,6 +59,10 @@ void mc_cuda_event_destroy(mc_device *dev, mc_event event);
 mc_status mc_cuda_event_record(mc_device *dev, mc_event event, mc_stream stream) MC_MUST_CHECK;
 mc_status mc_cuda_event_wait(mc_device *dev, mc_event event, mc_stream stream) MC_MUST_CHECK;
 mc_status mc_cuda_event_sync(mc_device *dev, mc_event event) MC_MUST_CHECK;
+mc_status mc_cuda_graph_begin(mc_device *dev, mc_stream stream) MC_MUST_CHECK;
+mc_status mc_cuda_graph_end(mc_device *dev, mc_stream stream, mc_graph *graph_out) MC_MUST_CHECK;
+mc_status mc_cuda_graph_launch(mc_device *dev, mc_graph graph, mc_stream stream) MC_MUST_CHECK;
+void mc_cuda_graph_destroy(mc_device *dev, mc_graph graph);
 void mc_cuda_describe(mc_device *dev, char *text_out, size_t cap);
 
 #ifdef __cplusplus

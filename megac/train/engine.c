@@ -4,6 +4,8 @@
 #include <string.h>
 
 #include "megac/base/alloc.h"
+#include "megac/base/log.h"
+#include "megac/train/model/stage_graphs.h"
 
 /* First and last stage of this rank's pipeline share a group where a tied embedding is held twice. */
 static mc_status embedding_group(mt_engine *e)
@@ -76,6 +78,25 @@ static mc_status open_plans(mt_engine *e)
     return pp_plan_make(&e->eval_plan, e->setup.schedule, &shape);
 }
 
+/* Where they cannot be, rank 0 says why. */
+static mc_status open_graphs(mt_engine *e)
+{
+    const mt_options *o = e->setup.o;
+    if (!o->cuda_graphs) {
+        return MC_OK;
+    }
+    const char *why = o->log_operators   ? "--log-operators times operators one by one"
+                      : o->trace_tensors ? "--trace-tensors looks at tensors in between"
+                                         : mt_graphs_unfit(e->stage);
+    if (!why) {
+        return mt_graphs_create(e->stage, &e->stage->graphs);
+    }
+    if (mc_world_job(e->world)->rank == 0) {
+        MC_WARN("--cuda-graphs: off: %s", why);
+    }
+    return MC_OK;
+}
+
 /* Plan, reserve, lay out for real. */
 static mc_status open_model(mt_engine *e)
 {
@@ -92,6 +113,7 @@ static mc_status open_model(mt_engine *e)
     if (s->purpose != MT_FOR_TRAINING) {
         return MC_OK;
     }
+    MC_TRY(open_graphs(e));
     mt_grad_comms comms = {&e->groups.tp, &e->groups.kv_replicas, &e->groups.embedding, mc_world_comm(e->world)};
     return mt_optimizer_create(&s->optimizer, e->stage, &comms, &e->optimizer);
 }
@@ -124,6 +146,10 @@ static mc_status check_cuda_flags(const mt_engine *e)
         return MC_FAIL(MC_UNSUPPORTED,
                        "--allow-tf32: only tensor cores have TF32, and the CPU's products are fp32; use "
                        "--device cuda, or leave the flag out");
+    }
+    if (e->setup.o->cuda_graphs && e->dev.ops->host_memory) {
+        return MC_FAIL(MC_UNSUPPORTED,
+                       "--cuda-graphs: the CPU launches nothing; use --device cuda, or leave the flag out");
     }
     if (comm && strcmp(comm, "nccl") == 0 && e->dev.ops->host_memory && e->setup.world_size > 1) {
         return MC_FAIL(MC_UNSUPPORTED, "--comm nccl is for --device cuda; leave the flag out");

@@ -7,6 +7,7 @@
 
 #include "megac/base/alloc.h"
 #include "megac/base/log.h"
+#include "megac/train/model/stage_graphs.h"
 #include "megac/train/model/trace.h"
 #include "megac/train/run.h"
 
@@ -299,6 +300,9 @@ mc_status mt_loop(mt_run *run, mt_end *end_out)
     MC_TRY(mt_shards_settle(&run->e->stage->shards)); /* the last update's parameters, which no step asked for */
     if (run->o->log_operators && run->metrics.speaks && run->profiled_seconds > 0) {
         ly_profile_print(&run->profile, run->profiled_seconds, stdout);
+    }
+    if (run->e->stage->graphs && run->metrics.speaks) {
+        MC_INFO("--cuda-graphs: %lld launches", (long long)mt_graphs_launched(run->e->stage->graphs));
     }
     mc_alloc_stats heap = mc_alloc_get_stats();
     if (heap.after_freeze > 0) {

@@ -188,3 +188,28 @@ def test_eight_bytes_a_parameter(tmp_path):
     )
     assert late == chance
     assert close(late, cpu([*flags, "--device", "cpu"], 2, tmp_path), 1e-2)
+
+
+@standins_only
+@pytest.mark.parametrize("ranks, layout", [(1, "--micro-batch-size 2"), (4, "--dp 2 --pp 2 --micro-batch-size 1")])
+def test_graphs_are_the_same_run(ranks, layout, tmp_path):
+    """Forward and backward of each micro-batch recorded in the second step, launched from then on; the last backward of a
+    step stays as it is where replicas sum in it."""
+    flags = [*LLAMA, *layout.split(), "--train-iters", "4", "--device", "cuda"]
+    for policy in ("late", "random:1"):
+        plain = cuda_runs.train(flags, ranks, tmp_path / "m.jsonl", policy=policy)
+        assert cuda_runs.train([*flags, "--cuda-graphs"], ranks, tmp_path / "m.jsonl", policy=policy) == plain
+    done = cuda_runs.run(["train", *flags, "--cuda-graphs", "--num-threads", 1], ranks)
+    pieces = 2 * 4 - (ranks > 1)  # four micro-batches a rank
+    assert f"--cuda-graphs: {3 * pieces} launches" in done.stderr, done.stderr
+
+
+@standins_only
+def test_graphs_are_off_with_a_reason(tmp_path):
+    flags = ["--train-iters", "2", "--num-threads", 1, "--device", "cuda", "--cuda-graphs"]
+    reasons = {"dropout": GPT, "tensor-parallel": [*LLAMA, "--tp", "2"], "recomputation": [*LLAMA, "--recompute-activations"]}
+    for reason, model in reasons.items():
+        done = cuda_runs.run(["train", *model, *flags], 2 if "--tp" in model else 1)
+        assert done.stderr.count(f"--cuda-graphs: off: {reason}") == 1, done.stderr
+    done = run_cpu(["train", *LLAMA, "--cuda-graphs", "--device", "cpu"], expect=2)
+    assert "--cuda-graphs" in done.stderr

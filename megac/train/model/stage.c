@@ -3,6 +3,7 @@
 #include <math.h>
 
 #include "megac/base/alloc.h"
+#include "megac/train/model/stage_graphs.h"
 
 static void bind_blocks(mt_stage *s)
 {
@@ -274,6 +275,7 @@ void mt_stage_destroy(mt_stage *s)
     mc_free(s->again);
     mc_free(s->io);
     mc_free(s->blocks);
+    mt_graphs_destroy(s->graphs);
     mt_shards_destroy(&s->shards);
     mt_params_destroy(&s->params);
     mc_free(s);

@@ -45,6 +45,8 @@ typedef struct mt_io {
     mc_tensor tokens, targets, weights; /* (R) */
 } mt_io;
 
+typedef struct mt_graphs mt_graphs;
+
 typedef struct mt_stage {
     const mt_model_config *c;
     mt_place place;
@@ -75,7 +77,8 @@ typedef struct mt_stage {
     bool training;
     float loss_scale; /* of the sum of weighted token losses: the only place where the loss is scaled is the loop */
     int nan_micro;    /* tests only: number of the micro-batch, from 1 on, whose loss scale is NaN; 0: none */
-    struct mt_trace *trace; /* (optional) default: nothing; --trace-tensors */
+    struct mt_graphs *graphs; /* (optional) default: work is queued operator by operator */
+    struct mt_trace *trace;   /* (optional) default: nothing; --trace-tensors */
 } mt_stage;
 
 extern const pp_stage_ops mt_stage_ops;

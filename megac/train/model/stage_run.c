@@ -3,6 +3,7 @@
 
 #include "megac/base/rng.h"
 #include "megac/train/model/stage.h"
+#include "megac/train/model/stage_graphs.h"
 #include "megac/train/model/trace.h"
 
 static mt_micro micro_of(const mt_stage *s, int micro)
@@ -216,14 +217,21 @@ static mc_status run_blocks(mt_stage *s, const mt_micro *m, const mt_slot *slot,
     return MC_OK;
 }
 
+static mc_status forward_body(mt_stage *s, const mt_graph_key *key)
+{
+    mt_micro m = micro_of(s, key->micro);
+    mt_io *io = &s->io[key->slot];
+    MC_TRY(embed(s, &m, io->tokens, io->h_in));
+    return run_blocks(s, &m, &s->slots[s->training ? key->slot : 0], io->h_in, io->h_out);
+}
+
 static mc_status stage_forward(void *arg, int micro, int slot)
 {
     mt_stage *s = arg;
-    mt_micro m = micro_of(s, micro);
     mt_io *io = &s->io[slot];
+    mt_graph_key key = {.micro = micro, .slot = slot};
     MC_TRY(fetch(s, micro, io));
-    MC_TRY(embed(s, &m, io->tokens, io->h_in));
-    MC_TRY(run_blocks(s, &m, &s->slots[s->training ? slot : 0], io->h_in, io->h_out));
+    MC_TRY(mt_graphs_run(s->training ? s->graphs : NULL, s, &key, forward_body));
     /* Training computes the loss at the head of the backward, where the logits serve the gradient as well. */
     return mt_has_head(&s->place) && !s->training ? head(s, micro, io, io->h_out, (mc_tensor){0}) : MC_OK;
 }
@@ -283,13 +291,12 @@ static mc_status backward_block(mt_stage *s, const mt_micro *m, int slot, int l,
     return mt_block_bwd(&x, &s->blocks[l], m, &stash, dh);
 }
 
-static mc_status stage_backward(void *arg, pp_kind kind, int micro, int slot, int buffer, bool last)
+static mc_status run_backward(mt_stage *s, const mt_graph_key *key, bool last)
 {
-    mt_stage *s = arg;
-    MC_ASSERT(kind == PP_BWD && s->training);
+    int micro = key->micro, slot = key->slot;
     mt_micro m = micro_of(s, micro);
     mt_io *io = &s->io[slot];
-    mc_tensor dh = s->grads[buffer];
+    mc_tensor dh = s->grads[key->buffer];
     int unit0 = s->params.first_block_unit;
     if (mt_has_head(&s->place)) {
         MC_TRY(head(s, micro, io, io->h_out, dh));
@@ -312,6 +319,23 @@ static mc_status stage_backward(void *arg, pp_kind kind, int micro, int slot, in
         MC_TRY(mt_shards_close_grads(&s->shards, 0, last));
     }
     return MC_OK;
+}
+
+static mc_status backward_body(mt_stage *s, const mt_graph_key *key)
+{
+    return run_backward(s, key, false);
+}
+
+/* The last one of a step begins the sums over replicas as it goes, which is not work of one stream. */
+static mc_status stage_backward(void *arg, pp_kind kind, int micro, int slot, int buffer, bool last)
+{
+    mt_stage *s = arg;
+    MC_ASSERT(kind == PP_BWD && s->training);
+    mt_graph_key key = {true, micro, slot, buffer, s->loss_scale};
+    if (last && s->place.dp > 1) {
+        return run_backward(s, &key, true);
+    }
+    return mt_graphs_run(s->graphs, s, &key, backward_body);
 }
 
 static mc_tensor stage_input(void *arg, int slot)
