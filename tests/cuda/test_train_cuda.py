@@ -195,13 +195,12 @@ def test_eight_bytes_a_parameter(tmp_path):
 def test_graphs_are_the_same_run(ranks, layout, tmp_path):
     """Forward and backward of each micro-batch recorded in the second step, launched from then on; the last backward of a
     step stays as it is where replicas sum in it."""
-    flags = [*LLAMA, *layout.split(), "--train-iters", "4", "--device", "cuda"]
-    for policy in ("late", "random:1"):
-        plain = cuda_runs.train(flags, ranks, tmp_path / "m.jsonl", policy=policy)
-        assert cuda_runs.train([*flags, "--cuda-graphs"], ranks, tmp_path / "m.jsonl", policy=policy) == plain
+    flags = [*LLAMA, *layout.split(), "--num-layers", "2", "--train-iters", "3", "--device", "cuda"]
+    plain = cuda_runs.train(flags, ranks, tmp_path / "m.jsonl")
+    assert cuda_runs.train([*flags, "--cuda-graphs"], ranks, tmp_path / "m.jsonl", policy="random:1") == plain
     done = cuda_runs.run(["train", *flags, "--cuda-graphs", "--num-threads", 1], ranks)
     pieces = 2 * 4 - (ranks > 1)  # four micro-batches a rank
-    assert f"--cuda-graphs: {3 * pieces} launches" in done.stderr, done.stderr
+    assert f"--cuda-graphs: {2 * pieces} launches" in done.stderr, done.stderr
 
 
 @standins_only
