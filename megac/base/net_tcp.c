@@ -147,7 +147,9 @@ static mc_status hold_want(tcp_peer *p, int tag)
     if (p->n_wants == p->wants_cap) {
         int cap = p->wants_cap > 0 ? 2 * p->wants_cap : WANTS_AT_ONCE, *more;
         MC_TRY(MC_NEW_N(&more, cap, "messages asked for"));
-        memcpy(more, p->wants, (size_t)p->n_wants * sizeof *more);
+        if (p->n_wants > 0) {
+            memcpy(more, p->wants, (size_t)p->n_wants * sizeof *more);
+        }
         mc_free(p->wants);
         p->wants = more;
         p->wants_cap = cap;
