@@ -163,7 +163,13 @@ static void fill_pools(bench *b)
     for (size_t i = 0; i < CHUNK_BYTES / sizeof *ints; i++) {
         ints[i] = (int32_t)((uint32_t)i * 2654435761u % (b->tiny ? 96u : 50000u));
     }
+    size_t places_at = CHUNK_BYTES / sizeof *ints - BENCH_TEXTS; /* behind the tokens */
+    for (int t = 0; t < BENCH_TEXTS; t++) {
+        int32_t positions = b->tiny ? BENCH_TINY_POSITIONS : BENCH_POSITIONS;
+        ints[places_at + (size_t)t] = (t + 1) * positions - 1;
+    }
     b->ints = memory(b, CHUNK_BYTES);
+    b->places = b->ints + places_at * sizeof *ints;
     bench_check(b->dev.ops->copy(&b->dev, b->ints, pinned, CHUNK_BYTES, b->cx.stream));
     bench_wait(b);
     b->dev.ops->free(&b->dev, MC_MEM_PINNED_HOST, pinned, CHUNK_BYTES);

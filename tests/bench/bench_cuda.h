@@ -6,6 +6,8 @@
 #include "megac/base/device.h"
 
 enum { BENCH_POOLS = 6, BENCH_SEGMENT_BYTES = 4096 };
+/* Generation: so many texts, each at its last position. */
+enum { BENCH_TEXTS = 16, BENCH_POSITIONS = 1024, BENCH_TINY_POSITIONS = 16 };
 
 /* A model's sizes: as in its configuration, heads of KV in `groups`. */
 typedef struct model {
@@ -26,6 +28,7 @@ typedef struct bench {
     size_t pool_bytes;
     char *pools[BENCH_POOLS]; /* device memory */
     char *ints;               /* tokens below every vocabulary */
+    char *places;             /* of kv_cache.h: of each text its last position */
     char *segments;           /* of optimizers: one, over everything */
     double peak_tflops, copy_gbs;
 } bench;

@@ -276,6 +276,24 @@ void bench_optimizers(bench *b)
            .n_segments = 1);
 }
 
+/* One token of each text: its key and value to the cache, and its query against all of it. */
+static void generation(bench *b, const model *m)
+{
+    int64_t S = BENCH_TEXTS, P = b->tiny ? BENCH_TINY_POSITIONS : BENCH_POSITIONS, r = m->heads / m->groups;
+    mc_tensor cache = {.dtype = b->type, .n_dims = 4, .dims = {S, m->groups, P, m->H}};
+    const int64_t strides[4] = {m->groups * P * m->H, P * m->H, m->H, 1};
+    memcpy(cache.strides, strides, sizeof strides);
+    mc_tensor k_cache = in_pool(b, 0, cache), v_cache = in_pool(b, 1, cache);
+    mc_tensor qkv = rows_of(b, 2, b->type, S, m->groups * (r + 2) * m->H), places = mc_tensor_1d(b->places, MC_I32, S);
+    double token = width(b) * (double)(S * m->groups * m->H), all = token * (double)P;
+    char shape[80];
+    snprintf(shape, sizeof shape, "%s %lldx%lld", m->name, (long long)S, (long long)P);
+    KERNEL(b, kv_store, shape, 4.0 * token, .k = heads_of(m, qkv, r, 1), .v = heads_of(m, qkv, r + 1, 1),
+           .places = places, .k_cache = k_cache, .v_cache = v_cache);
+    KERNEL(b, attention_decode, shape, 2.0 * all, .q = heads_of(m, qkv, 0, r), .places = places, .k_cache = k_cache,
+           .v_cache = v_cache, .out = head_rows(b, 3, m, S), .scale = 0.125f, .window_left = -1);
+}
+
 void bench_model(bench *b, const model *m)
 {
     char shape[64];
@@ -288,7 +306,5 @@ void bench_model(bench *b, const model *m)
     head_norms(b, m);
     embeddings(b, m, shape);
     loss(b, m);
-    /* Those of generation: their bytes depend on where each text stands; `megac generate` says tokens/s. */
-    (void)call_kv_store;
-    (void)call_attention_decode;
+    generation(b, m);
 }
