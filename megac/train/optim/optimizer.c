@@ -102,11 +102,6 @@ static mc_status make_segments(mt_optimizer *o)
 
 /* ---- pieces: what operators work on ---- */
 
-static mc_tensor moment_part(mc_tensor moment, int64_t at, int64_t elems)
-{
-    return mc_tensor_present(moment) ? mc_tensor_slice(moment, 0, at, elems) : moment;
-}
-
 static mc_tensor part_of(mc_tensor x, int64_t at, int64_t elems)
 {
     return mc_tensor_present(x) ? mc_tensor_slice(x, 0, at, elems) : x;
@@ -152,8 +147,8 @@ static mc_status make_pieces(mt_optimizer *o)
             .state_at = h->state_at,
             .grad = h->grad_part,
             .main = h->main,
-            .m = moment_part(o->m, h->state_at, h->elems),
-            .v = moment_part(o->v, h->state_at, h->elems),
+            .m = part_of(o->m, h->state_at, h->elems),
+            .v = part_of(o->v, h->state_at, h->elems),
             .model = separate ? h->param_part : (mc_tensor){0},
         };
     }
