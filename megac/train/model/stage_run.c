@@ -102,6 +102,12 @@ static ly_norm_fwd final_norm(const mt_stage *s, mc_tensor h, mc_tensor n, mc_te
     };
 }
 
+/* Of the micro-batch's loss: the step's, or NaN where a test asks for it. */
+static float loss_scale_of(const mt_stage *s, int micro)
+{
+    return micro + 1 == s->nan_micro ? NAN : s->loss_scale;
+}
+
 /* Loss of the stage's output; with `dh` (training) its gradient too. */
 static mc_status head(mt_stage *s, int micro, const mt_io *io, mc_tensor h, mc_tensor dh)
 {
@@ -115,7 +121,7 @@ static mc_status head(mt_stage *s, int micro, const mt_io *io, mc_tensor h, mc_t
     if (train) {
         dn = mc_arena_take_2d(scratch, s->c->dtype, h.dims[0], h.dims[1]);
     }
-    float scale = micro + 1 == s->nan_micro ? NAN : s->loss_scale;
+    float scale = loss_scale_of(s, micro);
     ly_norm_fwd norm = final_norm(s, h, n, stats);
     MC_TRY(acquire_outer(s, head_unit(s), s->params.n_units));
     MC_TRY(s->ly.ops->norm_fwd(&s->ly, &norm));
@@ -331,7 +337,7 @@ static mc_status stage_backward(void *arg, pp_kind kind, int micro, int slot, in
 {
     mt_stage *s = arg;
     MC_ASSERT(kind == PP_BWD && s->training);
-    mt_graph_key key = {true, micro, slot, buffer, s->loss_scale};
+    mt_graph_key key = {true, micro, slot, buffer, loss_scale_of(s, micro)};
     if (last && s->place.dp > 1) {
         return run_backward(s, &key, true);
     }
