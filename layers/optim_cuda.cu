@@ -20,6 +20,22 @@ struct adamw_rates {
     float lr, beta1, rest1, beta2, rest2, eps, weight_decay, grad_scale, step_size, root;
 };
 
+/* One step of N elements. g becomes 0, for those who clear the gradient. */
+template <int N>
+__device__ __forceinline__ void adamw_update(const adamw_rates &r, float step, float decay, float (&p)[N],
+                                             float (&g)[N], float (&m)[N], float (&v)[N])
+{
+#pragma unroll
+    for (int k = 0; k < N; k++) {
+        g[k] *= r.grad_scale;
+        m[k] = fmaf(r.beta1, m[k], r.rest1 * g[k]);
+        v[k] = fmaf(r.beta2, v[k], r.rest2 * g[k] * g[k]);
+        float kept = fmaf(-decay, p[k], p[k]);
+        p[k] = fmaf(-step, m[k] / fmaf(sqrtf(v[k]), r.root, r.eps), kept);
+        g[k] = 0.0f;
+    }
+}
+
 /* Bytes an element: 24 for param, m, v; sizeof(G) for grad, twice that with clear_grad; 2 for model. At 3.35 TB/s
  * (H100) a multiprocessor sees one element of 28 bytes in two clocks: square root and division are rounded correctly at
  * no cost. */
@@ -38,15 +54,7 @@ __global__ void __launch_bounds__(SLAB_THREADS)
             ly_load_f32(g, grad + i);
             ly_load_f32(mi, m + i);
             ly_load_f32(vi, v + i);
-#pragma unroll
-            for (int k = 0; k < N; k++) {
-                g[k] *= r.grad_scale;
-                mi[k] = fmaf(r.beta1, mi[k], r.rest1 * g[k]);
-                vi[k] = fmaf(r.beta2, vi[k], r.rest2 * g[k] * g[k]);
-                float kept = fmaf(-decay, p[k], p[k]);
-                p[k] = fmaf(-step, mi[k] / fmaf(sqrtf(vi[k]), r.root, r.eps), kept);
-                g[k] = 0.0f;
-            }
+            adamw_update(r, step, decay, p, g, mi, vi);
             ly_store_f32(m + i, mi);
             ly_store_f32(v + i, vi);
             ly_store_f32(param + i, p);
@@ -141,15 +149,7 @@ __global__ void __launch_bounds__(SLAB_THREADS)
             any_load(g, ag, i);
             any_load(mi, am, i);
             any_load(vi, av, i);
-#pragma unroll
-            for (int k = 0; k < N; k++) {
-                g[k] *= r.grad_scale;
-                mi[k] = fmaf(r.beta1, mi[k], r.rest1 * g[k]);
-                vi[k] = fmaf(r.beta2, vi[k], r.rest2 * g[k] * g[k]);
-                float kept = fmaf(-decay, p[k], p[k]);
-                p[k] = fmaf(-step, mi[k] / fmaf(sqrtf(vi[k]), r.root, r.eps), kept);
-                g[k] = 0.0f;
-            }
+            adamw_update(r, step, decay, p, g, mi, vi);
             any_store(am, i, mi, seed, mc_rng_stream(MC_RNG_ROUND_M, s.tensor), step_number, element);
             any_store(av, i, vi, seed, mc_rng_stream(MC_RNG_ROUND_V, s.tensor), step_number, element);
             any_store(ap, i, p, seed, mc_rng_stream(MC_RNG_ROUND_PARAM, s.tensor), step_number, element);
