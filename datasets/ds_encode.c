@@ -63,13 +63,7 @@ static mc_status gather_put(void *arg, const char *text, size_t n)
     ds_i_scratch *s = ((gather *)arg)->s;
     if (s->n + n > s->cap) {
         size_t cap = s->n + n + (s->n + n) / 2;
-        char *more;
-        MC_TRY(mc_alloc(1, cap, "text of a JSON object", (void **)&more));
-        if (s->n) {
-            memcpy(more, s->text, s->n);
-        }
-        mc_free(s->text);
-        s->text = more;
+        MC_TRY(MC_MORE(&s->text, s->n, cap, "text of a JSON object"));
         s->cap = cap;
     }
     if (n) {

@@ -45,13 +45,7 @@ static mc_status add(walk *w, const char *path)
     ds_i_inputs *l = w->list;
     if (l->n == l->cap) {
         size_t cap = l->cap ? 2 * l->cap : 16;
-        ds_i_input *more;
-        MC_TRY(MC_NEW_N(&more, cap, "input list"));
-        if (l->n) {
-            memcpy(more, l->v, l->n * sizeof *more);
-        }
-        mc_free(l->v);
-        l->v = more;
+        MC_TRY(MC_MORE(&l->v, l->n, cap, "input list"));
         l->cap = cap;
     }
     MC_TRY(mc_strdup(path, "input name", &l->v[l->n].path));
@@ -82,13 +76,7 @@ static mc_status names_add(names *l, const char *name)
 {
     if (l->n == l->cap) {
         size_t cap = l->cap ? 2 * l->cap : 64;
-        char **more;
-        MC_TRY(MC_NEW_N(&more, cap, "folder entries"));
-        if (l->n) {
-            memcpy(more, l->v, l->n * sizeof *more);
-        }
-        mc_free(l->v);
-        l->v = more;
+        MC_TRY(MC_MORE(&l->v, l->n, cap, "folder entries"));
         l->cap = cap;
     }
     MC_TRY(mc_strdup(name, "folder entry", &l->v[l->n]));

@@ -44,11 +44,7 @@ mc_status ds_i_piece_room(ds_i_piece *piece, size_t n)
     while (cap < want) {
         cap += cap / 2;
     }
-    unsigned char *more;
-    MC_TRY(MC_NEW_N(&more, cap, "input piece"));
-    memcpy(more, piece->text, piece->n_text);
-    mc_free(piece->text);
-    piece->text = more;
+    MC_TRY(MC_MORE(&piece->text, piece->n_text, cap, "input piece"));
     piece->cap_text = cap;
     return MC_OK;
 }

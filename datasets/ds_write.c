@@ -131,13 +131,8 @@ uint64_t ds_writer_n_documents(const ds_writer *writer)
 static mc_status push_sum(ds_i_sums *s, uint64_t value)
 {
     if (s->n == s->cap) {
-        uint64_t cap = s->cap ? 2 * s->cap : 64, *more;
-        MC_TRY(MC_NEW_N(&more, cap, "checksums"));
-        if (s->n) {
-            memcpy(more, s->values, s->n * sizeof *more);
-        }
-        mc_free(s->values);
-        s->values = more;
+        uint64_t cap = s->cap ? 2 * s->cap : 64;
+        MC_TRY(MC_MORE(&s->values, s->n, cap, "checksums"));
         s->cap = cap;
     }
     s->values[s->n++] = value;

@@ -75,6 +75,19 @@ mc_status mc_alloc(size_t count, size_t bytes, const char *what, void **out)
     return MC_OK;
 }
 
+mc_status mc_alloc_more(size_t used, size_t count, size_t bytes, const char *what, void **block)
+{
+    void *more;
+    MC_ASSERT(used <= count && (*block || used == 0));
+    MC_TRY(mc_alloc(count, bytes, what, &more));
+    if (used > 0) {
+        memcpy(more, *block, used * bytes);
+    }
+    mc_free(*block);
+    *block = more;
+    return MC_OK;
+}
+
 void mc_free(void *ptr)
 {
     if (!ptr) {

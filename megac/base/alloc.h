@@ -18,6 +18,9 @@ enum { MC_ALLOC_ALIGN = 64 };
  * error and in the leak report and must outlive the block (a literal). Returns MC_NOMEM; *out is written only on
  * success. count or bytes of 0 give a valid pointer. */
 mc_status mc_alloc(size_t count, size_t bytes, const char *what, void **out) MC_MUST_CHECK;
+/* Makes *block, of `used` elements (NULL: none), one of `count` elements that begins with them; the rest is zero. On
+ * failure it stays as it is. */
+mc_status mc_alloc_more(size_t used, size_t count, size_t bytes, const char *what, void **block) MC_MUST_CHECK;
 /* NULL is allowed. */
 void mc_free(void *ptr);
 /* A named copy of a string. */
@@ -41,6 +44,9 @@ size_t mc_alloc_report_leaks(void);
 /* mc_alloc with the type's size: MC_NEW(&p, "what") and MC_NEW_N(&p, n, "what"). */
 #define MC_NEW(out, what) mc_alloc(1, sizeof **(out), what, (void **)(out))
 #define MC_NEW_N(out, count, what) mc_alloc((size_t)(count), sizeof **(out), what, (void **)(out))
+/* mc_alloc_more in the same way: MC_MORE(&p, used, count, "what"). */
+#define MC_MORE(block, used, count, what) \
+    mc_alloc_more((size_t)(used), (size_t)(count), sizeof **(block), what, (void **)(block))
 
 #ifdef __cplusplus
 }

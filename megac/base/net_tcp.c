@@ -145,13 +145,8 @@ static void flush(tcp_peer *p)
 static mc_status hold_want(tcp_peer *p, int tag)
 {
     if (p->n_wants == p->wants_cap) {
-        int cap = p->wants_cap > 0 ? 2 * p->wants_cap : WANTS_AT_ONCE, *more;
-        MC_TRY(MC_NEW_N(&more, cap, "messages asked for"));
-        if (p->n_wants > 0) {
-            memcpy(more, p->wants, (size_t)p->n_wants * sizeof *more);
-        }
-        mc_free(p->wants);
-        p->wants = more;
+        int cap = p->wants_cap > 0 ? 2 * p->wants_cap : WANTS_AT_ONCE;
+        MC_TRY(MC_MORE(&p->wants, p->n_wants, cap, "messages asked for"));
         p->wants_cap = cap;
     }
     p->wants[p->n_wants++] = tag;

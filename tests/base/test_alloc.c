@@ -35,6 +35,28 @@ static void blocks_are_aligned_and_zero(void **state)
     }
 }
 
+/* What was there comes along, the rest is zero, and a block that cannot grow stays. */
+static void blocks_grow(void **state)
+{
+    (void)state;
+    int *p = NULL;
+    assert_int_equal(MC_MORE(&p, 0, 3, "numbers"), MC_OK);
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(p[i], 0);
+        p[i] = i + 1;
+    }
+    assert_int_equal(MC_MORE(&p, 2, 500, "numbers"), MC_OK);
+    for (int i = 0; i < 500; i++) {
+        assert_int_equal(p[i], i < 2 ? i + 1 : 0);
+    }
+    int *same = p;
+    mc_alloc_fail_at(1);
+    assert_int_equal(MC_MORE(&p, 500, 1000, "numbers"), MC_NOMEM);
+    assert_ptr_equal(p, same);
+    assert_int_equal(p[1], 2);
+    mc_free(p);
+}
+
 static void counters_follow(void **state)
 {
     (void)state;
@@ -180,6 +202,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(blocks_are_aligned_and_zero, reset, no_leaks),
         cmocka_unit_test_setup_teardown(counters_follow, reset, no_leaks),
+        cmocka_unit_test_setup_teardown(blocks_grow, reset, no_leaks),
         cmocka_unit_test_setup_teardown(too_much_is_nomem_with_its_name, reset, no_leaks),
         cmocka_unit_test_setup_teardown(the_nth_allocation_fails, reset, no_leaks),
         cmocka_unit_test_setup_teardown(allocations_while_frozen_are_counted, reset, no_leaks),

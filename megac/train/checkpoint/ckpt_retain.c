@@ -47,14 +47,8 @@ typedef struct iterations {
 static mc_status add(iterations *all, int64_t v)
 {
     if (all->n == all->cap) {
-        int64_t *more;
         int cap = all->cap ? 2 * all->cap : 64;
-        MC_TRY(MC_NEW_N(&more, cap, "names of checkpoints"));
-        if (all->n > 0) {
-            memcpy(more, all->v, (size_t)all->n * sizeof *more);
-        }
-        mc_free(all->v);
-        all->v = more;
+        MC_TRY(MC_MORE(&all->v, all->n, cap, "names of checkpoints"));
         all->cap = cap;
     }
     all->v[all->n++] = v;

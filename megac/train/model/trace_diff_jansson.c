@@ -22,14 +22,8 @@ typedef struct trace {
 
 static mc_status grow(trace *t)
 {
-    entry *more;
     int64_t cap = t->cap ? 2 * t->cap : 1024;
-    MC_TRY(MC_NEW_N(&more, cap, "trace"));
-    if (t->n > 0) {
-        memcpy(more, t->entries, (size_t)t->n * sizeof *more);
-    }
-    mc_free(t->entries);
-    t->entries = more;
+    MC_TRY(MC_MORE(&t->entries, t->n, cap, "trace"));
     t->cap = cap;
     return MC_OK;
 }
