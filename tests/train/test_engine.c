@@ -3,9 +3,10 @@
 #include "megac/base/alloc.h"
 #include "megac/base/log.h"
 #include "megac/train/run.h"
+#include "tests/train/options_run.h"
 #include "tests/unit.h"
 
-enum { MAX_ARGS = 64, MAX_ALLOCATIONS = 2000 };
+enum { MAX_ALLOCATIONS = 2000 };
 
 #define SHAPE                                                                                               \
     "--num-layers 3 --hidden-size 32 --num-attention-heads 4 --seq-length 16 --max-position-embeddings 16 " \
@@ -23,19 +24,12 @@ typedef struct fixture {
 
 static void open_fixture(fixture *f, const char *flags)
 {
-    char text[1024], *argv[MAX_ARGS], *rest = text;
-    int argc = 0;
+    char text[1024], *argv[RUN_MAX_ARGS];
     bool done;
     const mc_job job = {.size = 1, .local_size = 1, .launcher = "none"};
     *f = (fixture){0};
     snprintf(text, sizeof text, "%s", flags);
-    for (char *word; (word = strsep(&rest, " ")) != NULL;) {
-        if (*word) {
-            assert_true(argc < MAX_ARGS);
-            argv[argc++] = word;
-        }
-    }
-    assert_int_equal(mt_options_parse(MT_TRAIN, argc, argv, &f->o, &done), MC_OK);
+    assert_int_equal(mt_options_parse(MT_TRAIN, run_split(text, argv), argv, &f->o, &done), MC_OK);
     assert_int_equal(mt_options_finish(f->o, 1), MC_OK);
     assert_int_equal(mc_world_open(&job, "self", 10, &f->world), MC_OK);
     assert_int_equal(mt_source_open(f->o, DS_TRAIN, false, &f->feed.source), MC_OK);

@@ -5,9 +5,10 @@
 #include "megac/base/alloc.h"
 #include "megac/train/generate.h"
 #include "megac/train/run.h"
+#include "tests/train/options_run.h"
 #include "tests/unit.h"
 
-enum { MAX_ARGS = 64, N_TEXTS = 3, POSITIONS = 24, VOCAB = 61, MAX_NEW = 30 };
+enum { N_TEXTS = 3, POSITIONS = 24, VOCAB = 61, MAX_NEW = 30 };
 
 /* Weights large enough that every token of a text matters to its logits, which then are of the order of 10. */
 #define SHAPE                                                                                               \
@@ -42,19 +43,12 @@ typedef struct fixture {
 
 static void open_fixture(fixture *f, const char *flags, bool keeps_kv)
 {
-    char text[1024], *argv[MAX_ARGS], *rest = text;
-    int argc = 0;
+    char text[1024], *argv[RUN_MAX_ARGS];
     bool done;
     const mc_job job = {.size = 1, .local_size = 1, .launcher = "none"};
     *f = (fixture){0};
     snprintf(text, sizeof text, "%s", flags);
-    for (char *word; (word = strsep(&rest, " ")) != NULL;) {
-        if (*word) {
-            assert_true(argc < MAX_ARGS);
-            argv[argc++] = word;
-        }
-    }
-    assert_int_equal(mt_options_parse(MT_TRAIN, argc, argv, &f->o, &done), MC_OK);
+    assert_int_equal(mt_options_parse(MT_TRAIN, run_split(text, argv), argv, &f->o, &done), MC_OK);
     f->o->inference_max_requests = N_TEXTS;
     f->o->no_kv_cache = !keeps_kv;
     assert_int_equal(mt_options_finish(f->o, 1), MC_OK);
