@@ -75,16 +75,16 @@ mc_status mc_alloc(size_t count, size_t bytes, const char *what, void **out)
     return MC_OK;
 }
 
-mc_status mc_alloc_more(size_t used, size_t count, size_t bytes, const char *what, void **block)
+mc_status mc_alloc_more(size_t used, size_t count, size_t bytes, const char *what, void **grown)
 {
     void *more;
-    MC_ASSERT(used <= count && (*block || used == 0));
+    MC_ASSERT(used <= count && (*grown || used == 0));
     MC_TRY(mc_alloc(count, bytes, what, &more));
     if (used > 0) {
-        memcpy(more, *block, used * bytes);
+        memcpy(more, *grown, used * bytes);
     }
-    mc_free(*block);
-    *block = more;
+    mc_free(*grown);
+    *grown = more;
     return MC_OK;
 }
 

@@ -18,9 +18,9 @@ enum { MC_ALLOC_ALIGN = 64 };
  * error and in the leak report and must outlive the block (a literal). Returns MC_NOMEM; *out is written only on
  * success. count or bytes of 0 give a valid pointer. */
 mc_status mc_alloc(size_t count, size_t bytes, const char *what, void **out) MC_MUST_CHECK;
-/* Makes *block, of `used` elements (NULL: none), one of `count` elements that begins with them; the rest is zero. On
+/* Makes *grown, of `used` elements (NULL: none), one of `count` elements that begins with them; the rest is zero. On
  * failure it stays as it is. */
-mc_status mc_alloc_more(size_t used, size_t count, size_t bytes, const char *what, void **block) MC_MUST_CHECK;
+mc_status mc_alloc_more(size_t used, size_t count, size_t bytes, const char *what, void **grown) MC_MUST_CHECK;
 /* NULL is allowed. */
 void mc_free(void *ptr);
 /* A named copy of a string. */
