@@ -12,7 +12,7 @@
 
 static int compare_iteration(const void *a, const void *b)
 {
-    long long x = *(const long long *)a, y = *(const long long *)b;
+    int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
     return (x > y) - (x < y);
 }
 
@@ -20,13 +20,13 @@ static int compare_iteration(const void *a, const void *b)
 static void list_iterations(const char *dir, char *out, size_t cap)
 {
     enum { SHOWN = 16 };
-    long long found[SHOWN];
+    int64_t found[SHOWN];
     int n = 0;
     DIR *d = opendir(dir);
     for (struct dirent *e; d && (e = readdir(d));) {
-        long long v;
-        int end = 0;
-        if (sscanf(e->d_name, "iter_%lld%n", &v, &end) != 1 || e->d_name[end] != '\0') {
+        int64_t v;
+        const char *suffix;
+        if (!mt_i_iter_parse(e->d_name, &v, &suffix) || *suffix) {
             continue;
         }
         if (n == SHOWN && v > found[0]) {
@@ -42,7 +42,7 @@ static void list_iterations(const char *dir, char *out, size_t cap)
     snprintf(out, cap, "%s", n ? "" : "none");
     for (int i = 0; i < n; i++) {
         size_t used = strlen(out);
-        snprintf(out + used, cap - used, "%s%lld", i ? ", " : "", found[i]);
+        snprintf(out + used, cap - used, "%s%lld", i ? ", " : "", (long long)found[i]);
     }
 }
 

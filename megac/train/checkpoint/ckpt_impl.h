@@ -86,6 +86,8 @@ void mt_i_shard_table(const mt_i_shard *shard, mt_text *table);
 mc_status mt_i_metadata_make(const mt_ckpt_state *state, int world, const char *tables, mt_text *out) MC_MUST_CHECK;
 
 mc_status mt_i_iter_path(char *out, const char *dir, int64_t iteration, const char *suffix) MC_MUST_CHECK;
+/* The other way, from a directory's entry: iter_<number><suffix>; false for other names. */
+bool mt_i_iter_parse(const char *name, int64_t *iteration_out, const char **suffix_out);
 /* Empty SAVE/iter_N.tmp. */
 mc_status mt_i_save_begin(const char *dir, int64_t iteration) MC_MUST_CHECK;
 /* Writes tokenizer and metadata.json, checks that every shard is there, syncs, renames, points `latest` to it. */

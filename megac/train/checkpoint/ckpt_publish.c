@@ -10,6 +10,18 @@ mc_status mt_i_iter_path(char *out, const char *dir, int64_t iteration, const ch
     return mc_path_format(out, "%s/iter_%07lld%s", dir, (long long)iteration, suffix);
 }
 
+bool mt_i_iter_parse(const char *name, int64_t *iteration_out, const char **suffix_out)
+{
+    long long v;
+    int end = 0;
+    if (sscanf(name, "iter_%lld%n", &v, &end) != 1 || end == 0 || v < 0) {
+        return false;
+    }
+    *iteration_out = v;
+    *suffix_out = name + end;
+    return true;
+}
+
 mc_status mt_i_save_begin(const char *dir, int64_t iteration)
 {
     char tmp[MC_PATH_BYTES];

@@ -9,19 +9,6 @@
 #include "megac/base/log.h"
 #include "megac/train/checkpoint/ckpt_impl.h"
 
-/* iter_<number><suffix> -> the number and where the suffix starts; false for other names. */
-static bool parse_name(const char *name, int64_t *iteration_out, const char **suffix_out)
-{
-    long long v;
-    int end = 0;
-    if (sscanf(name, "iter_%lld%n", &v, &end) != 1 || end == 0 || v < 0) {
-        return false;
-    }
-    *iteration_out = v;
-    *suffix_out = name + end;
-    return true;
-}
-
 static void remove_one(const char *dir, const char *name)
 {
     char path[MC_PATH_BYTES], gone[MC_PATH_BYTES];
@@ -70,7 +57,7 @@ static mc_status sweep(const char *dir, iterations *all)
     for (struct dirent *e; d && st == MC_OK && (e = readdir(d));) {
         int64_t iteration;
         const char *suffix;
-        if (!parse_name(e->d_name, &iteration, &suffix)) {
+        if (!mt_i_iter_parse(e->d_name, &iteration, &suffix)) {
             continue;
         }
         if (*suffix == '\0') {
