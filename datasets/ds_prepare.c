@@ -19,6 +19,7 @@
 #include "datasets/ds_progress.h"
 #include "datasets/ds_write.h"
 #include "megac/base/alloc.h"
+#include "megac/base/clock.h"
 
 enum { MAX_WORKERS = 256 };
 
@@ -325,7 +326,7 @@ static mc_status set_up(job *j)
 
 mc_status ds_prepare(const ds_prepare_config *config, ds_prepare_result *result_out)
 {
-    double start = ds_i_seconds();
+    double start = mc_now();
     ds_prepare_result res = {0};
     job *j;
     MC_TRY(MC_NEW(&j, "prepare job"));
@@ -342,7 +343,7 @@ mc_status ds_prepare(const ds_prepare_config *config, ds_prepare_result *result_
         res.vocab_size = j->tok->vocab_size;
         res.token_bytes = j->encoder.token_bytes;
         res.output_bytes = (uint64_t)sb.st_size;
-        res.seconds = ds_i_seconds() - start;
+        res.seconds = mc_now() - start;
         snprintf(res.output_path, sizeof res.output_path, "%s", j->path);
         *result_out = res;
     }

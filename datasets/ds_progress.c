@@ -2,25 +2,19 @@
 #include "datasets/ds_progress.h"
 
 #include <stdio.h>
-#include <time.h>
 #include <unistd.h>
 
-double ds_i_seconds(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
+#include "megac/base/clock.h"
 
 void ds_i_progress_begin(ds_i_progress *p, bool wanted, uint64_t total_bytes)
 {
-    double now = ds_i_seconds();
+    double now = mc_now();
     *p = (ds_i_progress){wanted && isatty(STDERR_FILENO), total_bytes, now, now};
 }
 
 void ds_i_progress_show(ds_i_progress *p, uint64_t done_bytes, uint64_t n_tokens)
 {
-    double now = ds_i_seconds();
+    double now = mc_now();
     if (!p->on || now - p->last < 0.2) {
         return;
     }

@@ -15,7 +15,6 @@ typedef struct ds_i_progress {
     double start, last;   /* seconds, monotonic */
 } ds_i_progress;
 
-double ds_i_seconds(void);
 void ds_i_progress_begin(ds_i_progress *p, bool wanted, uint64_t total_bytes);
 void ds_i_progress_show(ds_i_progress *p, uint64_t done_bytes, uint64_t n_tokens);
 /* Clears the line. */

@@ -1,20 +1,14 @@
 #include "layers/profile.h"
 
 #include <string.h>
-#include <time.h>
+
+#include "megac/base/clock.h"
 
 static const char *const names[LY_OP_COUNT] = {
 #define LY_OP(name) [LY_OP_##name] = #name,
 #include "layers/ops.def"
 #undef LY_OP
 };
-
-static double now_seconds(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 /* Operations of a call, where they are worth counting: products only. */
 static double flops_of_gemm(const ly_gemm *a)
@@ -26,12 +20,12 @@ static double flops_of_gemm(const ly_gemm *a)
     static mc_status name##_timed(const ly_ctx *cx, const ly_##name *a) \
     {                                                                   \
         ly_profile *p = cx->profile;                                    \
-        double start = now_seconds();                                   \
+        double start = mc_now();                                        \
         mc_status st = p->inner->name(cx, a);                           \
         if (LY_OP_##name == LY_OP_gemm) {                               \
             p->gemm_flops += flops_of_gemm((const void *)a);            \
         }                                                               \
-        p->seconds[LY_OP_##name] += now_seconds() - start;              \
+        p->seconds[LY_OP_##name] += mc_now() - start;                   \
         p->calls[LY_OP_##name]++;                                       \
         return st;                                                      \
     }
@@ -42,6 +36,7 @@ static const ly_ops timed = {
     .backend = "timed",
 #define LY_OP(name) .name = name##_timed,
 #include "layers/ops.def"
+#include "megac/base/clock.h"
 #undef LY_OP
 };
 

@@ -1,14 +1,7 @@
 /* Runs a stage's plan: the walk's steps, performed. */
-#include <time.h>
 
+#include "megac/base/clock.h"
 #include "pipeline/pp_impl.h"
-
-static double now_seconds(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 typedef struct run {
     const mc_comm *comm;
@@ -20,19 +13,19 @@ typedef struct run {
 
 static mc_status do_compute(run *r, const pp_i_step *step)
 {
-    double start = now_seconds();
+    double start = mc_now();
     mc_status st = step->kind == PP_FWD
                        ? r->ops->forward(r->stage, step->micro, step->slot)
                        : r->ops->backward(r->stage, step->kind, step->micro, step->slot, step->buffer, step->last);
-    r->stats.compute_seconds += now_seconds() - start;
+    r->stats.compute_seconds += mc_now() - start;
     return st;
 }
 
 static mc_status do_wait(run *r, mc_request *req)
 {
-    double start = now_seconds();
+    double start = mc_now();
     mc_status st = mc_comm_wait(req);
-    r->stats.wait_seconds += now_seconds() - start;
+    r->stats.wait_seconds += mc_now() - start;
     return st;
 }
 

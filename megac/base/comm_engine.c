@@ -10,6 +10,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "megac/base/clock.h"
 #include "megac/base/comm_impl.h"
 
 enum {
@@ -236,13 +237,13 @@ static mc_status idle(mc_i_engine *e, waiting *w)
         return MC_OK;
     }
     if (round == e->n_spins && w->begun_s == 0) {
-        w->begun_s = w->looked_s = mc_i_now();
+        w->begun_s = w->looked_s = mc_now();
     }
     if (round < e->n_spins + yields) {
         sched_yield();
         return MC_OK;
     }
-    double now = mc_i_now(), left_s = w->begun_s + e->deadline_s - now;
+    double now = mc_now(), left_s = w->begun_s + e->deadline_s - now;
     mc_status st = MC_OK;
     if (now - w->looked_s > LIFE_SIGN_S) {
         w->looked_s = now;

@@ -57,7 +57,6 @@ typedef struct mc_i_ledger {
     mc_i_ledger_row rows[MC_I_LEDGER_OPS];
 } mc_i_ledger;
 
-double mc_i_now(void); /* monotonic seconds */
 void mc_i_ledger_init(mc_i_ledger *ledger);
 void mc_i_ledger_begun(mc_i_ledger *ledger, mc_request *req);
 void mc_i_ledger_done(mc_i_ledger *ledger, const mc_request *req);

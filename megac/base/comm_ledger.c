@@ -1,20 +1,13 @@
 /* The last operations of a world, kept for reports of failures. */
 #include <stdio.h>
 #include <string.h>
-#include <time.h>
 
+#include "megac/base/clock.h"
 #include "megac/base/comm_impl.h"
-
-double mc_i_now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 void mc_i_ledger_init(mc_i_ledger *ledger)
 {
-    *ledger = (mc_i_ledger){.opened_s = mc_i_now(), .next_id = 1};
+    *ledger = (mc_i_ledger){.opened_s = mc_now(), .next_id = 1};
 }
 
 void mc_i_ledger_begun(mc_i_ledger *ledger, mc_request *req)
@@ -27,7 +20,7 @@ void mc_i_ledger_begun(mc_i_ledger *ledger, mc_request *req)
         .peer = req->peer,
         .seq = req->seq,
         .bytes = mc_i_request_bytes(req),
-        .begun_s = mc_i_now() - ledger->opened_s,
+        .begun_s = mc_now() - ledger->opened_s,
     };
 }
 
@@ -35,7 +28,7 @@ void mc_i_ledger_done(mc_i_ledger *ledger, const mc_request *req)
 {
     mc_i_ledger_row *row = &ledger->rows[req->ledger_id % MC_I_LEDGER_OPS];
     if (row->id == req->ledger_id) {
-        row->done_s = mc_i_now() - ledger->opened_s;
+        row->done_s = mc_now() - ledger->opened_s;
     }
 }
 

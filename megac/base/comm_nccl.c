@@ -15,6 +15,7 @@
 #include <time.h>
 
 #include "megac/base/alloc.h"
+#include "megac/base/clock.h"
 #include "megac/base/comm_impl.h"
 
 enum { RECENT = 64, MAX_LANES = 3 };
@@ -54,13 +55,6 @@ typedef struct mc_nccl mc_nccl;
 
 static const char *const lane_names[MAX_LANES] = {"collectives", "messages to higher ranks", "messages to lower ranks"};
 
-static double now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 static void nap(void)
 {
     nanosleep(&(struct timespec){.tv_nsec = 20000}, NULL);
@@ -78,8 +72,8 @@ static mc_status settle(const mc_nccl *g, const lane *l, ncclResult_t r, const c
 {
     double start = 0;
     while (r == ncclInProgress) {
-        start = start > 0 ? start : now();
-        if (now() - start > g->deadline) {
+        start = start > 0 ? start : mc_now();
+        if (mc_now() - start > g->deadline) {
             return MC_FAIL(
                 MC_TIMEOUT,
                 "NCCL, group %s: %s is not under way after %.0f s; a rank has not come: see the other ranks' "
@@ -196,16 +190,16 @@ static double shortest_deadline(const mc_cuda *cuda)
 
 mc_status mc_nccl_wait_event(mc_cuda *cuda, cudaEvent_t event)
 {
-    double limit = shortest_deadline(cuda), since = now(), checked = since;
+    double limit = shortest_deadline(cuda), since = mc_now(), checked = since;
     for (cudaError_t e = cudaEventQuery(event); e != cudaSuccess; e = cudaEventQuery(event)) {
         mc_status st = e == cudaErrorNotReady ? MC_OK : mc_cuda_check_at(__FILE__, __LINE__, e, "cudaEventQuery");
-        if (st == MC_OK && now() - checked > 0.05) {
-            checked = now();
+        if (st == MC_OK && mc_now() - checked > 0.05) {
+            checked = mc_now();
             st = check_async(cuda);
             since = progress(cuda) ? checked : since;
         }
-        if (st == MC_OK && now() - since > limit) {
-            st = report(cuda, now() - since);
+        if (st == MC_OK && mc_now() - since > limit) {
+            st = report(cuda, mc_now() - since);
         }
         if (st != MC_OK) {
             abort_all(cuda);

@@ -19,6 +19,7 @@
 #include <unistd.h>
 
 #include "megac/base/alloc.h"
+#include "megac/base/clock.h"
 #include "megac/base/hash.h"
 #include "megac/base/net_tcp.h"
 
@@ -62,7 +63,7 @@ static bool wait_fd(int fd, short events, double until_s)
 {
     struct pollfd p = {.fd = fd, .events = events};
     for (;;) {
-        double left = until_s - mc_i_now();
+        double left = until_s - mc_now();
         int n = left > 0 ? poll(&p, 1, left < 60 ? (int)(left * 1e3) + 1 : 60000) : 0;
         if (n > 0) {
             return true;
@@ -302,7 +303,7 @@ static mc_status accept_ranks(meeting *m, int first)
         if (fd < 0) {
             continue; /* gone again */
         }
-        double until_s = mc_i_now() + HELLO_S < m->until_s ? mc_i_now() + HELLO_S : m->until_s;
+        double until_s = mc_now() + HELLO_S < m->until_s ? mc_now() + HELLO_S : m->until_s;
         if (!move_all(fd, &h, sizeof h, false, until_s) || h.magic != MAGIC) {
             close(fd);
             continue;
@@ -340,7 +341,7 @@ static mc_status call_master(meeting *m)
     struct sockaddr_storage a;
     MC_TRY(find_master(m, &a));
     while ((m->fds[0] = connect_to(&a, m->until_s)) < 0) {
-        if (mc_i_now() >= m->until_s) {
+        if (mc_now() >= m->until_s) {
             return MC_FAIL(MC_TIMEOUT,
                            "rank 0 did not answer at %s port %s within %.1f s (%s); see that it runs there "
                            "(MASTER_ADDR, MASTER_PORT), or raise --distributed-timeout-minutes",
@@ -375,7 +376,7 @@ static mc_status meet_as_other(meeting *m)
     MC_TRY(listen_beside(m));
     if (!move_all(m->fds[0], &m->mine, sizeof m->mine, true, m->until_s) ||
         !move_all(m->fds[0], m->cards, (size_t)m->job->size * sizeof *m->cards, false, m->until_s)) {
-        return mc_i_now() < m->until_s
+        return mc_now() < m->until_s
                    ? MC_FAIL(MC_COMM, "rank 0 at %s port %s ended the meeting of the ranks; see its messages", m->host,
                              m->port)
                    : late(m, m->job->size);
@@ -393,8 +394,7 @@ static mc_status meet_as_other(meeting *m)
 
 mc_status mc_i_tcp_meet(const mc_job *job, double deadline_s, int *fds_out, uint64_t *nodes_out)
 {
-    meeting m = {
-        .job = job, .until_s = mc_i_now() + deadline_s, .waits_s = deadline_s, .listen_fd = -1, .fds = fds_out};
+    meeting m = {.job = job, .until_s = mc_now() + deadline_s, .waits_s = deadline_s, .listen_fd = -1, .fds = fds_out};
     m.mine = (hello){.magic = MAGIC, .version = VERSION, .rank = job->rank, .size = job->size, .node = this_machine()};
     for (int r = 0; r < job->size; r++) {
         fds_out[r] = -1;

@@ -3,20 +3,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "megac/base/alloc.h"
+#include "megac/base/clock.h"
 #include "megac/base/log.h"
 #include "megac/train/model/stage_graphs.h"
 #include "megac/train/model/trace.h"
 #include "megac/train/run.h"
-
-double mt_now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 static int64_t batch_size(const mt_run *run)
 {
@@ -62,7 +55,7 @@ static mc_status total_weight(mt_run *run, double local, double *total_out)
 static bool wants_to_stop(const mt_run *run)
 {
     double minutes = run->o->exit_duration_in_mins;
-    bool late = mc_given_float(minutes) && mt_now() - run->started_seconds >= 60 * minutes;
+    bool late = mc_given_float(minutes) && mc_now() - run->started_seconds >= 60 * minutes;
     return late || mt_stop_wanted(run->stop);
 }
 
@@ -71,7 +64,7 @@ static bool wants_to_save(const mt_run *run)
 {
     double hours = run->o->save_interval_hours;
     return run->o->save && mc_given_float(hours) && mc_world_job(run->world)->rank == 0 &&
-           mt_now() - run->saver.last_save >= 3600 * hours;
+           mc_now() - run->saver.last_save >= 3600 * hours;
 }
 
 /* What the rest of a step is told. */
@@ -180,7 +173,7 @@ static mc_status train_step(mt_run *run, mt_metrics_step *out)
     mt_engine *e = run->e;
     int64_t batch = batch_size(run);
     int n_micro = mt_setup_micros(&e->setup, batch);
-    double started = mt_now(), weight;
+    double started = mc_now(), weight;
     step_outcome outcome = {.loss = NAN, .grad_norm = NAN, .loss_scale = run->scale.scale};
     run->votes = (mt_votes){
         .stop = wants_to_stop(run),
@@ -213,7 +206,7 @@ static mc_status train_step(mt_run *run, mt_metrics_step *out)
         .learning_rate = lr,
         .grad_norm = outcome.grad_norm,
         .loss_scale = outcome.loss_scale,
-        .seconds = mt_now() - started,
+        .seconds = mc_now() - started,
         .skipped = !outcome.updated,
         .finding = outcome.finding,
         .decision = outcome.decision,
@@ -286,12 +279,12 @@ mc_status mt_loop(mt_run *run, mt_end *end_out)
     }
     while (!finished(run) && !stop) {
         mt_metrics_step step;
-        double started = mt_now();
+        double started = mc_now();
         mc_alloc_freeze(run->iteration > first_iteration);
         MC_TRY(train_step(run, &step));
         MC_TRY(mt_metrics_step_done(&run->metrics, &step));
         MC_TRY(evaluate_if_due(run));
-        profile_step(run, run->iteration - first_iteration, mt_now() - started);
+        profile_step(run, run->iteration - first_iteration, mc_now() - started);
         stop =
             run->votes.stop > 0 || (mc_given_int(run->o->exit_interval) && run->iteration % run->o->exit_interval == 0);
         mc_alloc_freeze(false); /* a checkpoint's tables are not part of a step */

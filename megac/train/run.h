@@ -59,9 +59,6 @@ typedef struct mt_run {
 /* Why the loop ended. */
 typedef enum { MT_FINISHED, MT_STOPPED_EARLY } mt_end;
 
-/* Seconds of a clock that only goes forward. */
-double mt_now(void);
-
 /* Data of one split by the flags, with --token-losses in the order of the files; *source_out is NULL where there is
  * none. `whole`: all of --data-path, not its share.
  */

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "megac/base/clock.h"
 #include "megac/base/comm.h"
 #include "megac/base/comm_impl.h"
 #include "megac/base/world.h"
@@ -64,7 +65,7 @@ static mc_status measure(const bench *b, operation op, size_t bytes)
     for (int round = 0; round < ROUNDS; round++) {
         for (int who = 0; who < 2; who++) {
             MC_TRY(mc_comm_barrier(b->c));
-            double begin = mc_i_now();
+            double begin = mc_now();
             for (int i = 0; i < repeat; i++) {
                 if (who == 0) {
                     MC_TRY(ours(b, op, n));
@@ -72,7 +73,7 @@ static mc_status measure(const bench *b, operation op, size_t bytes)
                     theirs(b, op, n);
                 }
             }
-            t[who][round] = (mc_i_now() - begin) / repeat;
+            t[who][round] = (mc_now() - begin) / repeat;
         }
     }
     qsort(t[0], ROUNDS, sizeof t[0][0], by_value);

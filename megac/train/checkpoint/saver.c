@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "megac/base/alloc.h"
+#include "megac/base/clock.h"
 #include "megac/base/file.h"
 #include "megac/train/checkpoint/ckpt_retain.h"
 #include "megac/train/run.h"
@@ -57,7 +58,7 @@ static void *write_behind(void *arg)
 {
     mt_saver *s = arg;
     s->written = mt_ckpt_write(s->writer);
-    s->wrote = mt_now();
+    s->wrote = mc_now();
     __atomic_store_n(&s->done, 1, __ATOMIC_RELEASE);
     return NULL;
 }
@@ -132,12 +133,12 @@ static mc_status settle(mt_run *run)
 static mc_status commit(mt_run *run)
 {
     mt_saver *s = &run->saver;
-    double started = mt_now();
+    double started = mc_now();
     join(s);
     mc_status st = mt_ckpt_commit(s->writer, s->written);
     drop(s);
     if (s->waited >= 0) {
-        s->waited += mt_now() - started;
+        s->waited += mc_now() - started;
     }
     return st == MC_OK ? settle(run) : st;
 }
@@ -147,7 +148,7 @@ mc_status mt_run_save(mt_run *run, bool best, bool now)
     mt_saver *s = &run->saver;
     bool behind = run->o->async_save && !now;
     MC_TRY(mt_saver_finish(run));
-    s->begun = s->last_save = mt_now();
+    s->begun = s->last_save = mc_now();
     s->iteration = run->iteration;
     s->best = best;
     s->done = 0;
@@ -159,7 +160,7 @@ mc_status mt_run_save(mt_run *run, bool best, bool now)
     run->saved_iteration = run->iteration;
     if (behind && pthread_create(&s->thread, NULL, write_behind, s) == 0) {
         s->threaded = true;
-        s->waited = mt_now() - s->begun;
+        s->waited = mc_now() - s->begun;
         return MC_OK;
     }
     s->written = mt_ckpt_write(s->writer);

@@ -2,6 +2,7 @@
 #include <math.h>
 #include <stdio.h>
 
+#include "megac/base/clock.h"
 #include "megac/train/commands/commands.h"
 #include "megac/train/run.h"
 
@@ -34,7 +35,7 @@ static mc_status run(mt_engine *e, const mt_feed *feed, double started)
     }
     if (mc_world_job(e->world)->rank == 0) {
         printf("loss %.6f | perplexity %.4f | over %.0f tokens | %.1f s\n", loss, exp(loss), tokens,
-               mt_now() - started);
+               mc_now() - started);
     }
 undo_record:
     mt_token_losses_destroy(record);
@@ -43,7 +44,7 @@ undo_record:
 
 static mc_status evaluate(const mt_options *o, mc_world *world, mt_engine **e, mt_feed *feed)
 {
-    double started = mt_now();
+    double started = mc_now();
     int64_t step = mc_given_int(o->ckpt_step) ? o->ckpt_step : -1;
     MC_TRY(mt_source_open(o, DS_VALID, !mt_options_given(o, &o->split), &feed->source));
     if (!feed->source) {

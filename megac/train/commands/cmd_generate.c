@@ -4,6 +4,7 @@
 
 #include "datasets/ds_tokenizer.h"
 #include "megac/base/alloc.h"
+#include "megac/base/clock.h"
 #include "megac/base/file.h"
 #include "megac/base/log.h"
 #include "megac/train/commands/commands.h"
@@ -161,11 +162,11 @@ undo_texts:
 static mc_status continue_all(writer *w)
 {
     int64_t at_once = w->e->stage->sizes.n_texts;
-    double started = mt_now();
+    double started = mc_now();
     for (int64_t first = 0; first < w->n_prompts; first += at_once) {
         MC_TRY(continue_group(w, first, (int)(w->n_prompts - first < at_once ? w->n_prompts - first : at_once)));
     }
-    double seconds = mt_now() - started;
+    double seconds = mc_now() - started;
     if (mc_world_job(w->world)->rank == 0) {
         MC_INFO("%lld tokens in %.2f s: %.1f tokens/s", (long long)w->n_written, seconds,
                 (double)w->n_written / seconds);

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "megac/base/alloc.h"
+#include "megac/base/clock.h"
 #include "megac/base/file.h"
 #include "megac/base/log.h"
 #include "megac/train/commands/commands.h"
@@ -142,7 +143,7 @@ static mc_status train(mt_run *run, mt_options *o, mt_end *end_out)
 mc_status mt_cmd_train(const mc_job *job, int argc, char **argv)
 {
     mt_session session;
-    mt_run run = {.started_seconds = mt_now(), .saved_iteration = -1, .loaded_iteration = -1, .saver = {.lock = -1}};
+    mt_run run = {.started_seconds = mc_now(), .saved_iteration = -1, .loaded_iteration = -1, .saver = {.lock = -1}};
     mt_end end = MT_FINISHED;
     mt_stop_block(); /* before any thread exists */
     MC_TRY(mt_session_open(&session, MT_TRAIN, job, argc, argv));

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "megac/base/alloc.h"
+#include "megac/base/clock.h"
 #include "megac/base/log.h"
 
 /* Until the others are asked to end, and then made to. The first is shorter than what ranks that say the same as rank 0
@@ -28,13 +29,6 @@ typedef struct watch {
     int next_signal;
     sigset_t signals, old;
 } watch;
-
-static double now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 /* ---- the child's side ---- */
 
@@ -125,7 +119,7 @@ static void collect(watch *w)
         }
         w->st = w->st == MC_OK || (w->st == MC_STOPPED && st != MC_OK) ? st : w->st;
         if (st != MC_OK && st != MC_STOPPED) {
-            w->killed_s = now() + SPEAK_S; /* those that see it, too, can say so */
+            w->killed_s = mc_now() + SPEAK_S; /* those that see it, too, can say so */
             w->next_signal = SIGTERM;
         }
     }
@@ -133,9 +127,9 @@ static void collect(watch *w)
 
 static void hurry(watch *w)
 {
-    if (w->killed_s > 0 && now() >= w->killed_s) {
+    if (w->killed_s > 0 && mc_now() >= w->killed_s) {
         signal_all(w, w->next_signal);
-        w->killed_s = now() + DIE_S;
+        w->killed_s = mc_now() + DIE_S;
         w->next_signal = SIGKILL;
     }
 }
@@ -152,7 +146,7 @@ static void attend(watch *w)
 {
     while (w->n_running > 0) {
         siginfo_t info;
-        double left = w->killed_s > 0 ? w->killed_s - now() : 3600;
+        double left = w->killed_s > 0 ? w->killed_s - mc_now() : 3600;
         left = left > 0 ? left : 0;
         struct timespec wait = {.tv_sec = (time_t)left, .tv_nsec = (long)((left - (double)(time_t)left) * 1e9)};
         if (sigtimedwait(&w->signals, &info, &wait) > 0) {
@@ -186,7 +180,7 @@ mc_status mt_launch_run(const mt_launch *l)
         }
         if (pid < 0) {
             w.st = MC_FAIL(MC_UNSUPPORTED, "cannot start rank %d: fork: %s", w.first_rank + i, strerror(errno));
-            w.killed_s = now();
+            w.killed_s = mc_now();
             w.next_signal = SIGTERM;
             break;
         }

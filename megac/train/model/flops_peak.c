@@ -1,8 +1,8 @@
 /* How fast can this processor multiply and add? Independent accumulators in registers, enough of them to fill the
  * pipelines of every port (latency 4, two ports: 8 at least). */
 #include <stdint.h>
-#include <time.h>
 
+#include "megac/base/clock.h"
 #include "megac/train/model/flops.h"
 
 #if defined(__x86_64__)
@@ -98,23 +98,16 @@ static void task(void *arg, int number, int thread, void *scratch)
     }
 }
 
-static double now_seconds(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 double mt_measure_peak(mc_pool *pool)
 {
     job j = {.k = choose_kernel()};
     int threads = mc_pool_threads(pool);
     double flops = 2.0 * ROUNDS * CHAINS * j.k.lanes * threads, best = 0.0;
-    double begin = now_seconds(), start = begin;
+    double begin = mc_now(), start = begin;
     /* On a machine that others use too, a repeat can take many times as long: start-up must not wait for that. */
     for (int i = 0; i < REPEATS && start - begin < BUDGET_SECONDS; i++) {
         mc_pool_run(pool, threads, task, &j);
-        double end = now_seconds(), rate = flops / (end - start);
+        double end = mc_now(), rate = flops / (end - start);
         best = rate > best ? rate : best;
         start = end;
     }
