@@ -36,7 +36,6 @@ static const ly_ops timed = {
     .backend = "timed",
 #define LY_OP(name) .name = name##_timed,
 #include "layers/ops.def"
-#include "megac/base/clock.h"
 #undef LY_OP
 };
 
