@@ -168,7 +168,7 @@ static bool take_want(tcp_peer *p, int tag)
 static mc_status accept_frame(tcp_peer *p, int rank)
 {
     const frame *f = &p->in_frame;
-    if (f->kind == WANT) {
+    if (f->kind == WANT && f->bytes == 0) {
         op *o = take(&p->sends, f->tag);
         if (!o) {
             return hold_want(p, f->tag);

@@ -185,10 +185,15 @@ static mc_status read_master(meeting *m)
     return MC_OK;
 }
 
+/* A name that is not known yet may be later: a job's hosts appear one by one. */
 static mc_status find_master(const meeting *m, struct sockaddr_storage *address_out)
 {
     struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM}, *found;
     int err = getaddrinfo(m->host, m->port, &hints, &found);
+    while (err == EAI_AGAIN && mc_now() < m->until_s) {
+        nanosleep(&(struct timespec){.tv_nsec = RETRY_NS}, NULL);
+        err = getaddrinfo(m->host, m->port, &hints, &found);
+    }
     if (err != 0) {
         return MC_FAIL(MC_INVALID, "MASTER_ADDR=\"%s\": %s; give the name or address of rank 0's host", m->host,
                        gai_strerror(err));
@@ -213,16 +218,18 @@ static int inherited_fd(void)
     return fd;
 }
 
-/* Ranks of one machine are met where only that machine can call. */
+/* Ranks of one machine are met where only that machine can call; those of several at every address of it, whatever this
+ * host calls itself by (Debian's hosts file has its name at 127.0.1.1). */
 static mc_status listen_as_master(meeting *m)
 {
     struct sockaddr_storage a;
+    bool here = m->job->local_size == m->job->size;
     m->listen_fd = inherited_fd();
     if (m->listen_fd >= 0) {
         return MC_OK;
     }
     MC_TRY(find_master(m, &a));
-    if (!is_loopback(&a)) {
+    if (!here || !is_loopback(&a)) {
         in_port_t port = *port_of(&a);
         sa_family_t family = a.ss_family;
         memset(&a, 0, sizeof a);
@@ -300,8 +307,11 @@ static mc_status accept_ranks(meeting *m, int first)
             return late(m, first);
         }
         int fd = accept4(m->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
-        if (fd < 0) {
+        if (fd < 0 && (errno == EAGAIN || errno == EINTR || errno == ECONNABORTED || errno == EPROTO)) {
             continue; /* gone again */
+        }
+        if (fd < 0) {
+            return sys_fail("accept4");
         }
         double until_s = mc_now() + HELLO_S < m->until_s ? mc_now() + HELLO_S : m->until_s;
         if (!move_all(fd, &h, sizeof h, false, until_s) || h.magic != MAGIC) {
