@@ -60,9 +60,12 @@ static void set_environment(const mt_launch *l, int local_rank)
 }
 
 /* Returns only on failure, in the child. */
-static mc_status become_rank(const mt_launch *l, int local_rank, const sigset_t *mask)
+static mc_status become_rank(const mt_launch *l, int local_rank, const sigset_t *mask, pid_t launcher)
 {
     prctl(PR_SET_PDEATHSIG, SIGTERM); /* ranks do not outlive their launcher */
+    if (getppid() != launcher) {
+        return MC_FAIL(MC_COMM, "the launcher is gone");
+    }
     sigprocmask(SIG_SETMASK, mask, NULL);
     set_environment(l, local_rank);
     if (l->master_fd >= 0) {
@@ -88,16 +91,13 @@ static mc_status status_of(int rank, int code)
     if (WIFSIGNALED(code)) {
         return MC_FAIL(MC_COMM, "rank %d was ended by signal %d (%s)", rank, WTERMSIG(code), strsignal(WTERMSIG(code)));
     }
-    switch (WEXITSTATUS(code)) { /* it has said why itself */
-    case 0:
-        return MC_OK;
-    case 75:
-        return MC_STOPPED;
-    case 2:
-        return MC_INVALID;
-    default:
-        return MC_COMM;
+    static const mc_status known[] = {MC_OK, MC_STOPPED, MC_INVALID};
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) { /* it has said why itself */
+        if (WEXITSTATUS(code) == mc_status_exit(known[i])) {
+            return known[i];
+        }
     }
+    return MC_COMM;
 }
 
 /* Ranks that ended. One that stopped after saving is not alone in that: the others do the same. */
@@ -165,6 +165,7 @@ static void block_signals(watch *w)
         sigaddset(&w->signals, all[i]);
     }
     sigprocmask(SIG_BLOCK, &w->signals, &w->old);
+    signal(SIGCHLD, SIG_DFL); /* where it is ignored, children leave no status to wait for */
 }
 
 mc_status mt_launch_run(const mt_launch *l)
@@ -172,11 +173,12 @@ mc_status mt_launch_run(const mt_launch *l)
     watch w = {.n = l->n_local, .first_rank = l->node_rank * l->n_local};
     MC_TRY(MC_NEW_N(&w.pids, l->n_local, "processes of ranks"));
     block_signals(&w);
+    pid_t launcher = getpid();
     for (int i = 0; i < l->n_local; i++) {
         pid_t pid = fork();
         if (pid == 0) {
             mc_free(w.pids);
-            return become_rank(l, i, &w.old);
+            return become_rank(l, i, &w.old, launcher);
         }
         if (pid < 0) {
             w.st = MC_FAIL(MC_UNSUPPORTED, "cannot start rank %d: fork: %s", w.first_rank + i, strerror(errno));
