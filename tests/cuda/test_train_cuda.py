@@ -207,6 +207,7 @@ def test_graphs_are_the_same_run(ranks, layout, tmp_path):
 def test_graphs_are_off_with_a_reason(tmp_path):
     flags = ["--train-iters", "2", "--num-threads", 1, "--device", "cuda", "--cuda-graphs"]
     reasons = {"dropout": GPT, "tensor-parallel": [*LLAMA, "--tp", "2"], "recomputation": [*LLAMA, "--recompute-activations"]}
+    reasons["bf16 gradients"] = [*LLAMA, "--bf16", "--main-grads-dtype", "bf16"]
     for reason, model in reasons.items():
         done = cuda_runs.run(["train", *model, *flags], 2 if "--tp" in model else 1)
         assert done.stderr.count(f"--cuda-graphs: off: {reason}") == 1, done.stderr

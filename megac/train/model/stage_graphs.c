@@ -32,6 +32,9 @@ const char *mt_graphs_unfit(const mt_stage *s)
     if (s->place.tp > 1 || s->place.zero > 0) {
         return "tensor-parallel ranks and ZeRO talk inside a micro-batch";
     }
+    if (s->shards.grads_bf16) {
+        return "bf16 gradients are added up by what ran before";
+    }
     if (r->full_layers > 0 || r->core_attn || r->mlp) {
         return "recomputation decides by what ran before";
     }
