@@ -1,7 +1,7 @@
 """A checkpoint of any layout goes on in any other: the next five losses are those of the run that was never stopped, and
 every bit of parameters and moments has arrived.
 
-Each layout saves once and loads once in what runs here; MEGAC_MATRIX=full runs all pairs for both models (five minutes):
+Each layout saves once and loads once in what runs here; MEGAC_MATRIX=full runs all pairs for both models (three minutes):
 
   MEGAC_MATRIX=full tests/run.sh -k reshard
 """
