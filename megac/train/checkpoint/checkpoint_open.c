@@ -8,6 +8,7 @@
 
 #include "megac/base/alloc.h"
 #include "megac/base/hash.h"
+#include "megac/base/log.h"
 #include "megac/train/checkpoint/ckpt_impl.h"
 
 static int compare_iteration(const void *a, const void *b)
@@ -16,8 +17,8 @@ static int compare_iteration(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* "100, 200" of the checkpoints in `dir`, newest last and at most 16 of them, or "none". */
-static void list_iterations(const char *dir, char *out, size_t cap)
+/* "100, 200" of the checkpoints in `dir`, newest last and at most 16 of them, or "none". Returns the newest, or -1. */
+static int64_t list_iterations(const char *dir, char *out, size_t cap)
 {
     enum { SHOWN = 16 };
     int64_t found[SHOWN];
@@ -44,6 +45,7 @@ static void list_iterations(const char *dir, char *out, size_t cap)
         size_t used = strlen(out);
         snprintf(out + used, cap - used, "%s%lld", i ? ", " : "", (long long)found[i]);
     }
+    return n ? found[n - 1] : -1;
 }
 
 static mc_status parse_latest(const char *path, const char *text, size_t bytes, const char *there, int64_t *out)
@@ -77,8 +79,9 @@ static mc_status read_latest(const char *dir, const char *there, int64_t *iterat
     return st;
 }
 
-/* The directory of the iteration wanted; *iteration_out is -1 where the path itself is that directory. */
-static mc_status find_dir(const char *path, int64_t step, char *dir_out, int64_t *iteration_out)
+/* The directory of the iteration wanted; *iteration_out is -1 where the path itself is that directory. *newest_out: the
+ * newest one there, left alone unless it is the latest that is wanted. */
+static mc_status find_dir(const char *path, int64_t step, char *dir_out, int64_t *iteration_out, int64_t *newest_out)
 {
     char there[512], metadata[MC_PATH_BYTES];
     if (!mc_file_is_dir(path)) {
@@ -89,8 +92,9 @@ static mc_status find_dir(const char *path, int64_t step, char *dir_out, int64_t
     if (mc_file_exists(metadata)) {
         return mc_path_format(dir_out, "%s", path);
     }
-    list_iterations(path, there, sizeof there);
+    int64_t newest = list_iterations(path, there, sizeof there);
     if (step < 0) {
+        *newest_out = newest;
         MC_TRY(read_latest(path, there, iteration_out));
     }
     MC_TRY(mt_i_iter_path(dir_out, path, *iteration_out, ""));
@@ -155,11 +159,12 @@ static mc_status read_metadata(mt_checkpoint *c)
 mc_status mt_checkpoint_open(const char *path, int64_t step, mt_checkpoint **ckpt_out)
 {
     char dir[MC_PATH_BYTES];
-    int64_t iteration = -1;
+    int64_t iteration = -1, newest = -1;
     mt_checkpoint *c;
-    MC_TRY(find_dir(path, step, dir, &iteration));
+    MC_TRY(find_dir(path, step, dir, &iteration, &newest));
     MC_TRY(MC_NEW(&c, "checkpoint"));
     c->fd = c->open_file = -1;
+    c->newest = newest;
     mc_status st = mc_strdup(dir, "checkpoint path", &c->dir);
     MC_TRY_GOTO(st, st, undo_checkpoint);
     MC_TRY_GOTO(st, mc_alloc(MT_I_CHUNK_BYTES, 1, "checkpoint buffer", (void **)&c->chunk), undo_checkpoint);
@@ -203,4 +208,12 @@ void mt_checkpoint_close(mt_checkpoint *c)
 const mt_ckpt_state *mt_checkpoint_state(const mt_checkpoint *c)
 {
     return &c->state;
+}
+
+void mt_checkpoint_warn_newer(const mt_checkpoint *c)
+{
+    if (c->newest > c->state.iteration) {
+        MC_WARN("%s: " MT_I_LATEST " names iteration %lld, though %lld is there too; to take that: --ckpt-step %lld",
+                c->dir, (long long)c->state.iteration, (long long)c->newest, (long long)c->newest);
+    }
 }

@@ -24,6 +24,9 @@ mc_status mt_engine_load(mt_engine *e, const char *path, int64_t step)
     mt_weights *w;
     MC_TRY(mt_weights_open(path, step, &w));
     mc_status st = read_items(w, e, false);
+    if (st == MC_OK && mt_weights_checkpoint(w)) {
+        mt_checkpoint_warn_newer(mt_weights_checkpoint(w));
+    }
     mt_weights_close(w);
     return st;
 }
@@ -63,6 +66,9 @@ mc_status mt_run_load(mt_run *run, const char *path, int64_t step, bool weights_
         run->e->optimizer->steps = run->o->no_load_optim ? 0 : state->optimizer_steps;
         run->loaded_iteration = state->iteration;
         load_decisions(run, state);
+    }
+    if (run->metrics.speaks && ckpt) {
+        mt_checkpoint_warn_newer(ckpt);
     }
     if (run->metrics.speaks) {
         char iteration[40] = "";

@@ -240,6 +240,7 @@ static mc_status open_all(job *j)
     mt_hf_arch arch;
     mt_model_config model;
     MC_TRY(mt_checkpoint_open(j->r->input, j->r->step, &j->ckpt));
+    mt_checkpoint_warn_newer(j->ckpt);
     MC_TRY(mt_hf_options(j->r->input, mt_checkpoint_state(j->ckpt)->config, &j->o));
     MC_TRY(mt_hf_config_choose(j->r->input, j->o, &arch));
     MC_TRY(mt_model_config_from(j->o, NULL, &model));
