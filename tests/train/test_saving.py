@@ -124,9 +124,18 @@ def test_the_best_stays(tmp_path):
     assert iterations(tmp_path) == [best, 12]
     assert (tmp_path / "best_checkpointed_iteration.txt").read_text() == f"{best}\n"
     # A resumed run remembers it.
-    run(["train", *args, "--load", tmp_path, "--train-iters", "14", "--lr", "0.3", "--lr-decay-style", "constant",
-         "--clip-grad", "0", "--override-opt-param-scheduler"], 2)  # fmt: skip
-    assert iterations(tmp_path) in ([best, 14], [14])
+    _, more = train([*args, "--load", tmp_path, "--train-iters", "14", "--lr", "0.3", "--lr-decay-style", "constant",
+                     "--clip-grad", "0", "--override-opt-param-scheduler"], 2, tmp_path)  # fmt: skip
+    assert more[-1]["iteration"] == 14 and more[-1]["valid_loss"] > min(e["valid_loss"] for e in evals)
+    assert iterations(tmp_path) == [best, 14]
+
+
+def test_no_loss_is_not_the_best(tmp_path):
+    """A model that computes NaN from the second step on."""
+    args = [*ARGS, "--eval-interval", "2", "--eval-iters", "1", "--save", tmp_path, "--keep-last", "1", "--save-best"]
+    run(["train", *args, "--lr", "3e38", "--lr-decay-style", "constant"], 2)
+    assert iterations(tmp_path) == [12] and not (tmp_path / "best_checkpointed_iteration.txt").exists()
+    run(["inspect", tmp_path / "iter_0000012", "--verify"])
 
 
 def test_hours_save_too(tmp_path):
