@@ -34,6 +34,12 @@ def wait_for_steps(path, n):
     assert len(metrics(path)) >= n
 
 
+def wait_for_growth(path):
+    size, deadline = path.stat().st_size if path.exists() else 0, time.time() + 30
+    while time.time() < deadline and not (path.exists() and path.stat().st_size > size):
+        time.sleep(0.01)
+
+
 def children(job, ranks):
     if ranks == 1:
         return [job.pid]
@@ -178,9 +184,11 @@ def test_killed_at_any_time_it_goes_on_where_it_was(ranks, flags, tmp_path):
     kills, rng, seen = int(os.environ.get("MEGAC_KILLS", 10)), random.Random(7), {}
     args = [*MOCK, *DROPOUT, *flags, "--train-iters", "400", "--lr-decay-iters", "400", "--save-interval", "1", "--keep-last", "2"]
     args += ["--save", tmp_path / "c", "--load", tmp_path / "c", "--load-if-exists", "--metrics-file", tmp_path / "m.jsonl"]
-    for _ in range(kills):
+    for i in range(kills):
         job = start(args, ranks)
-        time.sleep(rng.uniform(0.02, 0.5) + (0.3 if ranks > 1 else 0))
+        if i % 4 < 3:  # every fourth is killed while it starts, or not
+            wait_for_growth(tmp_path / "m.jsonl")
+        time.sleep(rng.uniform(0.02, 0.5))
         for pid in children(job, ranks):
             subprocess.run(["kill", "-KILL", str(pid)], stderr=subprocess.DEVNULL)
         job.kill()
@@ -195,7 +203,7 @@ def test_killed_at_any_time_it_goes_on_where_it_was(ranks, flags, tmp_path):
             continue
         seen.setdefault(step["iteration"], set()).add((step["lm_loss"], step["grad_norm"]))
     last = max(seen)
-    assert last > kills  # it came on
+    assert last > kills / 2  # it came on
     whole, _ = train([*MOCK, *DROPOUT, *flags, "--train-iters", last, "--lr-decay-iters", "400"], ranks, tmp_path, "whole")
     for step in whole:
         if step["iteration"] in seen:
