@@ -69,14 +69,12 @@ void mt_ckpt_writer_destroy(mt_ckpt_writer *writer); /* NULL allowed */
 typedef struct mt_checkpoint mt_checkpoint;
 
 /* Opens a checkpoint for reading: `path` is SAVE (the latest iteration, or `step` >= 0) or an iter_N directory.
- * MC_NOTFOUND, MC_INPUT. No communication. */
+ * A latest one that is not the newest there (a run that was resumed earlier, a save that was killed between its two
+ * renames, a damaged number) is warned of. MC_NOTFOUND, MC_INPUT. No communication. */
 mc_status mt_checkpoint_open(const char *path, int64_t step, mt_checkpoint **ckpt_out) MC_MUST_CHECK;
 void mt_checkpoint_close(mt_checkpoint *ckpt);
 /* Strings and pointers stay valid until close. */
 const mt_ckpt_state *mt_checkpoint_state(const mt_checkpoint *ckpt);
-/* Says when it was opened as the latest and is not the newest there: a run that was resumed earlier, a save that was
- * killed between its two renames, or a damaged number. */
-void mt_checkpoint_warn_newer(const mt_checkpoint *ckpt);
 /* Value of one option of the stored configuration by flag ("--hidden-size"), or NULL. */
 const char *mt_checkpoint_option(const mt_checkpoint *ckpt, const char *flag);
 /* Fills item->local from the slices that overlap it and verifies the checksum of every slice read. MC_NOTFOUND names a

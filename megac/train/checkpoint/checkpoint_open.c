@@ -79,9 +79,8 @@ static mc_status read_latest(const char *dir, const char *there, int64_t *iterat
     return st;
 }
 
-/* The directory of the iteration wanted; *iteration_out is -1 where the path itself is that directory. *newest_out: the
- * newest one there, left alone unless it is the latest that is wanted. */
-static mc_status find_dir(const char *path, int64_t step, char *dir_out, int64_t *iteration_out, int64_t *newest_out)
+/* The directory of the iteration wanted; *iteration_out is -1 where the path itself is that directory. */
+static mc_status find_dir(const char *path, int64_t step, char *dir_out, int64_t *iteration_out)
 {
     char there[512], metadata[MC_PATH_BYTES];
     if (!mc_file_is_dir(path)) {
@@ -94,11 +93,15 @@ static mc_status find_dir(const char *path, int64_t step, char *dir_out, int64_t
     }
     int64_t newest = list_iterations(path, there, sizeof there);
     if (step < 0) {
-        *newest_out = newest;
         MC_TRY(read_latest(path, there, iteration_out));
     }
     MC_TRY(mt_i_iter_path(dir_out, path, *iteration_out, ""));
     if (mc_file_is_dir(dir_out)) {
+        if (step < 0 && newest > *iteration_out) {
+            MC_WARN("%s: " MT_I_LATEST
+                    " names iteration %lld, though %lld is there too; to take that: --ckpt-step %lld",
+                    path, (long long)*iteration_out, (long long)newest, (long long)newest);
+        }
         return MC_OK;
     }
     /* A save of the same iteration may have died between two renames (ckpt_publish.c). */
@@ -159,12 +162,11 @@ static mc_status read_metadata(mt_checkpoint *c)
 mc_status mt_checkpoint_open(const char *path, int64_t step, mt_checkpoint **ckpt_out)
 {
     char dir[MC_PATH_BYTES];
-    int64_t iteration = -1, newest = -1;
+    int64_t iteration = -1;
     mt_checkpoint *c;
-    MC_TRY(find_dir(path, step, dir, &iteration, &newest));
+    MC_TRY(find_dir(path, step, dir, &iteration));
     MC_TRY(MC_NEW(&c, "checkpoint"));
     c->fd = c->open_file = -1;
-    c->newest = newest;
     mc_status st = mc_strdup(dir, "checkpoint path", &c->dir);
     MC_TRY_GOTO(st, st, undo_checkpoint);
     MC_TRY_GOTO(st, mc_alloc(MT_I_CHUNK_BYTES, 1, "checkpoint buffer", (void **)&c->chunk), undo_checkpoint);
@@ -208,12 +210,4 @@ void mt_checkpoint_close(mt_checkpoint *c)
 const mt_ckpt_state *mt_checkpoint_state(const mt_checkpoint *c)
 {
     return &c->state;
-}
-
-void mt_checkpoint_warn_newer(const mt_checkpoint *c)
-{
-    if (c->newest > c->state.iteration) {
-        MC_WARN("%s: " MT_I_LATEST " names iteration %lld, though %lld is there too; to take that: --ckpt-step %lld",
-                c->dir, (long long)c->state.iteration, (long long)c->newest, (long long)c->newest);
-    }
 }

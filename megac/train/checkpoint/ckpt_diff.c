@@ -230,8 +230,6 @@ static mc_status open_pair(const char *path_a, const char *path_b, bool verify, 
 {
     MC_TRY(mt_checkpoint_open(path_a, -1, a));
     MC_TRY(mt_checkpoint_open(path_b, -1, b));
-    mt_checkpoint_warn_newer(*a);
-    mt_checkpoint_warn_newer(*b);
     mc_status st = verify ? mt_i_checkpoint_verify(*a) : MC_OK;
     MC_KEEP_FIRST(st, verify ? mt_i_checkpoint_verify(*b) : MC_OK);
     return st;

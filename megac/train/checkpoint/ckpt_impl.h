@@ -126,8 +126,7 @@ typedef struct mt_i_file {
 } mt_i_file;
 
 struct mt_checkpoint {
-    char *dir;      /* .../iter_N */
-    int64_t newest; /* iteration beside it, where `latest` chose this one; else -1 */
+    char *dir; /* .../iter_N */
     void *json;
     mt_ckpt_state state;
     int world;

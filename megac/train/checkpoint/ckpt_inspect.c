@@ -178,7 +178,6 @@ mc_status mt_checkpoint_inspect(const char *path, bool verify, bool json, FILE *
 {
     mt_checkpoint *c;
     MC_TRY(mt_checkpoint_open(path, -1, &c));
-    mt_checkpoint_warn_newer(c);
     mc_status st = verify ? mt_i_checkpoint_verify(c) : MC_OK;
     if (st == MC_OK && json) {
         st = print_json(c, verify, out);
