@@ -105,14 +105,18 @@ void mt_setup_fini(mt_setup *s)
 mt_place mt_setup_place(const mt_setup *s, int rank)
 {
     mc_coords at = mc_grid_coords(&s->grid, rank);
-    int stage = at.at[MC_AXIS_PP];
+    int stage = at.at[MC_AXIS_PP], dp = s->grid.size[MC_AXIS_DP];
+    int zero = s->purpose == MT_FOR_TRAINING && dp > 1 ? (int)s->o->zero : 0;
+    int instances = zero > 0 ? (int)s->o->num_distributed_optimizer_instances : 1;
     return (mt_place){
         .tp = s->grid.size[MC_AXIS_TP],
         .tp_rank = at.at[MC_AXIS_TP],
-        .dp = s->grid.size[MC_AXIS_DP],
+        .dp = dp,
         .dp_rank = at.at[MC_AXIS_DP],
         .pp = s->grid.size[MC_AXIS_PP],
-        .zero = s->purpose == MT_FOR_TRAINING && s->grid.size[MC_AXIS_DP] > 1 ? (int)s->o->zero : 0,
+        .zero = zero,
+        .instances = instances,
+        .instance = at.at[MC_AXIS_DP] / (dp / instances),
         .stage = stage,
         /* Generation runs sequences of any length: their rows need not divide. */
         .sequence_parallel = s->o->sequence_parallel && s->purpose != MT_FOR_GENERATION,
