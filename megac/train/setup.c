@@ -199,6 +199,7 @@ mt_memory_request mt_setup_memory(const mt_setup *s, int rank)
                 .recompute = mt_options_recompute(s->o),
                 .main_bf16 = strcmp(s->o->main_params_dtype, "bf16") == 0,
                 .grads_bf16 = strcmp(s->o->main_grads_dtype, "bf16") == 0,
+                .reduce_bf16 = s->o->grad_reduce_in_bf16,
                 .n_texts = generates ? n_texts(s->o) : 0,
                 .keeps_kv = generates && !s->o->no_kv_cache,
                 .head_chunk_rows =

@@ -47,6 +47,8 @@ def test_sums_in_bf16(tmp_path):
     got, _ = train([*args, *TWO], 4, tmp_path)
     close(got, want, 1e-3)
     assert losses(got) != losses(want)  # each sum of instances is rounded
+    reduced, _ = train([*args, *TWO, "--grad-reduce-in-bf16"], 4, tmp_path)
+    close(reduced, want, 1e-3)
 
 
 @pytest.mark.parametrize("instances", [2, 4])

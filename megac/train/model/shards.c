@@ -38,8 +38,8 @@ int64_t mt_shards_state_elems(const mt_shards *s)
     return s->zero > 0 ? s->params->slab_elems / s->comms.within->size : s->params->slab_elems;
 }
 
-/* Blocks take the two buffers in turn; a stage of one block needs one. */
-static void take_buffers(const mt_shards *s, mc_dtype dtype, mc_arena *arena, mc_tensor *buffers)
+/* Blocks take `count` buffers in turn; a stage of one block needs one. */
+static void take_buffers(const mt_shards *s, mc_dtype dtype, mc_arena *arena, int count, mc_tensor *buffers)
 {
     int64_t most = 0;
     for (int l = 0; l < s->params->n_layers; l++) {
@@ -47,8 +47,13 @@ static void take_buffers(const mt_shards *s, mc_dtype dtype, mc_arena *arena, mc
         most = n > most ? n : most;
     }
     for (int i = 0; i < MT_UNIT_BUFFERS && i < s->params->n_layers; i++) {
-        buffers[i] = mc_arena_take_1d(arena, dtype, most);
+        buffers[i] = i < count ? mc_arena_take_1d(arena, dtype, most) : buffers[0];
     }
+}
+
+static bool wired(const mt_shards_config *c)
+{
+    return c->training && c->reduce_bf16 && c->comms.within->size > 1;
 }
 
 static void take_stores(mt_shards *s, const mt_shards_config *c)
@@ -56,7 +61,7 @@ static void take_stores(mt_shards *s, const mt_shards_config *c)
     s->param_store = mc_arena_take_1d(c->params_arena, c->dtype, store_elems(s, s->zero < 3));
     s->main_store = s->param_store;
     if (s->zero == 3) {
-        take_buffers(s, c->dtype, c->params_arena, s->param_buffers);
+        take_buffers(s, c->dtype, c->params_arena, MT_UNIT_BUFFERS, s->param_buffers);
     }
     if (!c->training) {
         return;
@@ -71,7 +76,7 @@ static void take_stores(mt_shards *s, const mt_shards_config *c)
     }
     s->grad_store = mc_arena_take_1d(c->grads_arena, s->grads_bf16 ? MC_BF16 : MC_F32, grads - outer);
     if (s->zero >= 2 || s->grads_bf16) {
-        take_buffers(s, MC_F32, c->grads_arena, s->grad_buffers);
+        take_buffers(s, MC_F32, c->grads_arena, wired(c) ? 1 : MT_UNIT_BUFFERS, s->grad_buffers);
     }
 }
 
@@ -143,6 +148,17 @@ static mc_status make_buckets(mt_shards *s, int64_t bucket_elems)
     return MC_OK;
 }
 
+static void take_wires(mt_shards *s, mc_arena *arena)
+{
+    int64_t most = 0;
+    for (int i = 0; i < s->n_buckets; i++) {
+        most = s->buckets[i].whole.dims[0] > most ? s->buckets[i].whole.dims[0] : most;
+    }
+    while (s->n_wires < MT_UNIT_BUFFERS && s->n_wires < s->n_buckets) {
+        s->wires[s->n_wires++] = mc_arena_take_1d(arena, MC_BF16, most);
+    }
+}
+
 mc_status mt_shards_create(mt_shards *s, const mt_shards_config *c)
 {
     MC_ASSERT(c->zero >= 0 && c->zero <= 3 && (c->zero == 0 || (c->training && c->comms.within->size > 1)));
@@ -156,11 +172,14 @@ mc_status mt_shards_create(mt_shards *s, const mt_shards_config *c)
                      .newest = -1};
     MC_TRY(MC_NEW_N(&s->units, c->params->n_units, "parameter units"));
     for (int i = 0; i < MT_UNIT_BUFFERS; i++) {
-        s->held[i] = s->reducing[i] = -1;
+        s->held[i] = s->reducing[i] = s->on_wire[i] = -1;
     }
     take_stores(s, c);
     place_units(s, c->training);
     MC_TRY(c->training ? make_buckets(s, c->bucket_elems) : MC_OK);
+    if (wired(c)) {
+        take_wires(s, c->grads_arena);
+    }
     s->next = s->n_buckets - 1;
     return MC_OK;
 }

@@ -24,7 +24,18 @@
  * of consecutive ranks. "Group" above is then one instance; the ranks that have the same place in every instance keep
  * the same part. Gradients are summed inside an instance as above, and once a step, when all its micro-batches are in,
  * the parts are summed across the instances, in the instances' order. So with one micro-batch a step stages 1 to 3 are
- * the same run to the bit; N changes the order of sums. */
+ * the same run to the bit; N changes the order of sums.
+ *
+ * With --grad-reduce-in-bf16 what is exchanged is rounded to bf16 (to nearest even), and so is each sum of it, which is
+ * added in f32 in rank order first (NCCL adds in an order of its own and rounds every addition). Gradients of
+ * micro-batches still add in f32. So these are rounded, whatever the stage:
+ *
+ *   stages 0, 1; units outside the blocks    a rank's sum of micro-batches; the instance's sum; the sum of instances
+ *   blocks of stages 2, 3                    a rank's micro-batch; the instance's sum of it; an instance's sum of
+ *                                            micro-batches, where there are several instances; the sum of instances
+ *
+ * which with one micro-batch a step is the same. Two bf16 buffers of the largest unit (bucket, in stage 0) are what
+ * is exchanged from; stages 2 and 3 then need one f32 buffer of a block instead of two. */
 #ifndef MEGAC_TRAIN_MODEL_SHARDS_H
 #define MEGAC_TRAIN_MODEL_SHARDS_H
 
@@ -55,7 +66,7 @@ typedef enum { MT_SUM_IDLE, MT_SUM_WITHIN, MT_SUM_ACROSS } mt_sum_phase;
 typedef struct mt_bucket {
     mc_tensor whole; /* f32, where backward passes add */
     mc_tensor kept;  /* what gets the sum: own part, stage 0: whole */
-    mc_tensor sum;   /* own part of what is being exchanged */
+    mc_tensor sum;   /* own part of what is being exchanged: in `whole`, in a wire, or `kept` */
     int first_unit;
     bool joins; /* `whole` is a buffer: each micro-batch's sum is added to `kept` */
     bool last;  /* the sum under way is the step's last */
@@ -83,9 +94,12 @@ typedef struct mt_shards {
     mc_tensor outer_grad_store;        /* but for f32 gradients of units outside the blocks, where grad_store is bf16 */
     mc_tensor main_store; /* all of `main`: param_store where the optimizer updates that, or where none runs */
     mc_tensor param_buffers[MT_UNIT_BUFFERS], grad_buffers[MT_UNIT_BUFFERS];
-    int held[MT_UNIT_BUFFERS];     /* unit whose parameters lie, or will lie, in a buffer; -1: none */
-    int reducing[MT_UNIT_BUFFERS]; /* unit whose gradient is being summed in a buffer; -1: none */
-    mt_bucket *buckets;            /* one a unit, but for stage 0 */
+    int held[MT_UNIT_BUFFERS];        /* unit whose parameters lie, or will lie, in a buffer; -1: none */
+    int reducing[MT_UNIT_BUFFERS];    /* unit whose gradient is being summed in a buffer; -1: none */
+    mc_tensor wires[MT_UNIT_BUFFERS]; /* bf16: what is exchanged instead of f32 gradients; taken in turn */
+    int on_wire[MT_UNIT_BUFFERS];     /* bucket that took it last; -1: none */
+    int n_wires, turn;
+    mt_bucket *buckets; /* one a unit, but for stage 0 */
     int n_buckets;
     int next;         /* the next bucket to reduce at the end of a step; -1: all begun */
     int newest;       /* the bucket whose last sum of the step was begun last; -1: none */
@@ -101,6 +115,7 @@ typedef struct mt_shards_config {
     bool training;        /* gradients and main parameters exist */
     bool main_bf16;       /* the optimizer updates bf16 parameters: T itself */
     bool grads_bf16;      /* with stage 2 or 3, or a group of one */
+    bool reduce_bf16;     /* gradients are exchanged in bf16 */
     int64_t bucket_elems; /* stage 0: least elements of a bucket (--ddp-bucket-size) */
     mc_arena *params_arena, *grads_arena, *optimizer_arena;
 } mt_shards_config;

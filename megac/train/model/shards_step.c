@@ -75,7 +75,12 @@ mc_status mt_shards_publish(mt_shards *s, bool cast)
     return MC_OK;
 }
 
-/* ---- one sum: from `whole` to `kept` ---- */
+/* ---- one sum: from `whole` to `kept`, by way of a wire where there are any ---- */
+
+static mc_status convert(const mt_shards *s, mc_tensor x, mc_tensor out)
+{
+    return s->ly->ops->cast(s->ly, &(ly_cast){.x = x, .out = out, .scale = 1});
+}
 
 /* What was exchanged becomes, or joins, what is kept. */
 static mc_status take_sum(const mt_shards *s, const mt_bucket *k, bool joins)
@@ -104,7 +109,11 @@ static mc_status pass_on(mt_shards *s, int bucket)
         return MC_OK;
     }
     k->phase = MT_SUM_ACROSS;
-    k->sum = k->kept;
+    if (s->n_wires > 0 && k->kept.dtype == MC_F32) {
+        MC_TRY(convert(s, k->kept, k->sum));
+    } else {
+        k->sum = k->kept;
+    }
     return mc_comm_all_reduce_begin(s->comms.across, k->sum, k->sum, MC_SUM, &k->request);
 }
 
@@ -120,6 +129,24 @@ static mc_status finish(mt_shards *s, int bucket)
     return take_sum(s, k, false);
 }
 
+/* What is exchanged for a bucket. A wire is free once the sum that took it before is finished, and so must be the
+ * bucket's own last sum, which may be in the other wire. */
+static mc_status load(mt_shards *s, int bucket, mc_tensor *x_out)
+{
+    const mt_bucket *k = &s->buckets[bucket];
+    if (s->n_wires == 0) {
+        *x_out = k->whole;
+        return MC_OK;
+    }
+    int w = s->turn;
+    s->turn = (w + 1) % s->n_wires;
+    MC_TRY(finish(s, bucket));
+    MC_TRY(s->on_wire[w] >= 0 ? finish(s, s->on_wire[w]) : MC_OK);
+    s->on_wire[w] = bucket;
+    *x_out = mc_tensor_slice(s->wires[w], 0, 0, k->whole.dims[0]);
+    return convert(s, k->whole, *x_out);
+}
+
 /* Of instances, the sum that was begun before goes on across them while this one is under way, so that both overlap
  * what is computed next. */
 static mc_status begin(mt_shards *s, int bucket, bool last)
@@ -127,14 +154,16 @@ static mc_status begin(mt_shards *s, int bucket, bool last)
     mt_bucket *k = &s->buckets[bucket];
     const mc_comm *c = s->comms.within;
     int64_t elems = k->kept.dims[0];
-    k->sum = s->zero > 0 ? mc_tensor_slice(k->whole, 0, c->rank * elems, elems) : k->whole;
+    mc_tensor x;
+    MC_TRY(load(s, bucket, &x));
+    k->sum = s->zero > 0 ? mc_tensor_slice(x, 0, c->rank * elems, elems) : x;
     k->last = last;
     k->phase = MT_SUM_WITHIN;
     if (c->size == 1) {
         return MC_OK;
     }
-    MC_TRY(s->zero > 0 ? mc_comm_reduce_scatter_begin(c, k->whole, k->sum, &k->request)
-                       : mc_comm_all_reduce_begin(c, k->whole, k->sum, MC_SUM, &k->request));
+    MC_TRY(s->zero > 0 ? mc_comm_reduce_scatter_begin(c, x, k->sum, &k->request)
+                       : mc_comm_all_reduce_begin(c, x, x, MC_SUM, &k->request));
     int before = s->newest;
     s->newest = last ? bucket : before;
     return last && before >= 0 && s->comms.across->size > 1 ? pass_on(s, before) : MC_OK;
@@ -176,7 +205,7 @@ mc_status mt_shards_close_grads(mt_shards *s, int unit, bool last)
 {
     int b = buffer_of(s, s->grad_buffers, unit);
     if (b >= 0) {
-        s->reducing[b] = unit;
+        s->reducing[b] = s->n_wires > 0 ? -1 : unit; /* a wire has left the buffer free */
         MC_TRY(begin(s, unit, last));
     }
     return last ? reduce_from(s, unit) : MC_OK;

@@ -219,6 +219,7 @@ static mc_status create_shards(mt_stage *s, const mt_shard_comms *dp_comms)
         .training = s->sizes.n_slots > 0,
         .main_bf16 = s->sizes.main_bf16,
         .grads_bf16 = s->sizes.n_slots > 0 && s->sizes.grads_bf16,
+        .reduce_bf16 = s->sizes.reduce_bf16,
         .bucket_elems = s->sizes.bucket_elems,
         .params_arena = &s->arenas->params,
         .grads_arena = &s->arenas->grads,

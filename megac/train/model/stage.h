@@ -29,6 +29,7 @@ typedef struct mt_stage_sizes {
     int64_t head_chunk_rows;
     mt_recompute recompute;
     bool main_bf16, grads_bf16; /* --main-params-dtype, --main-grads-dtype */
+    bool reduce_bf16;           /* --grad-reduce-in-bf16 */
     int64_t bucket_elems;       /* least elements of a gradient bucket */
     int n_texts;                /* generation: texts continued at once, at most seq_length; 0: no generation */
     bool keeps_kv;              /* generation: keys and values of earlier tokens are kept */

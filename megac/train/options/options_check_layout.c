@@ -100,6 +100,16 @@ static mc_status check_instances(const mt_options *o)
     return MC_OK;
 }
 
+static void check_reduction(mt_options *o)
+{
+    if (o->grad_reduce_in_bf16 && o->data_parallel_size == 1) {
+        if (mt_options_given(o, &o->grad_reduce_in_bf16)) {
+            MC_WARN("--grad-reduce-in-bf16: there is one replica, which reduces nothing; switched off");
+        }
+        o->grad_reduce_in_bf16 = false;
+    }
+}
+
 static mc_status check_tensor(mt_options *o)
 {
     int64_t tp = o->tensor_model_parallel_size, heads = o->num_attention_heads, groups = o->num_query_groups;
@@ -169,6 +179,7 @@ mc_status mt_i_check_layout(mt_options *o, int world_size)
     MC_TRY(check_world(o, world_size));
     MC_TRY(set_zero(o));
     MC_TRY(check_instances(o));
+    check_reduction(o);
     MC_TRY(check_tensor(o));
     return check_stages(o);
 }
