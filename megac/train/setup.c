@@ -231,6 +231,7 @@ mt_loss_scale_config mt_setup_loss_scale(const mt_setup *s)
         .min = o->min_loss_scale,
         .window = o->loss_scale_window,
         .hysteresis = o->hysteresis,
+        .consecutive = o->consecutive_hysteresis,
     };
 }
 
