@@ -156,12 +156,13 @@ static void warn_loss_scale(const mt_options *o)
 {
     /* Other values than the rows' own: a file of printed options gives them all. */
     bool dynamic = o->initial_loss_scale != 4294967296.0 || o->min_loss_scale != 1 || o->loss_scale_window != 1000 ||
-                   o->hysteresis != 2;
+                   o->hysteresis != 2 || o->consecutive_hysteresis;
     bool fixed = mc_given_float(o->loss_scale);
     if (fixed && !o->fp16 && !o->bf16) {
         MC_WARN("--loss-scale %g: no effect, fp32 needs no loss scale", o->loss_scale);
     } else if (dynamic && (fixed || !o->fp16)) {
-        MC_WARN("--initial-loss-scale, --min-loss-scale, --loss-scale-window, --hysteresis: no effect %s",
+        MC_WARN("--initial-loss-scale, --min-loss-scale, --loss-scale-window, --hysteresis, --consecutive-hysteresis: "
+                "no effect %s",
                 fixed ? "with a static --loss-scale" : "without --fp16");
     }
 }
