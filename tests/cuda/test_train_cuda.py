@@ -191,6 +191,13 @@ def test_hybrid_sharding(flags, tolerance, tmp_path):
     assert close(late, cpu(flags, 4, tmp_path), tolerance)
 
 
+def test_masked_targets(tmp_path):
+    """Hosts add what targets weigh; the mock data masks none, so that the step is the one without the flag."""
+    flags = [*LLAMA, "--dp", "2", "--train-iters", "2", "--device", "cuda"]
+    have, want = (cuda_runs.train([*flags, *more], 2, tmp_path / "m.jsonl") for more in (["--eod-mask-loss"], []))
+    assert have == want
+
+
 def test_eight_bytes_a_parameter(tmp_path):
     """bf16 states, rounded at random: the same words on both devices."""
     types = "--bf16 --main-params-dtype bf16 --main-grads-dtype bf16 --exp-avg-dtype bf16 --exp-avg-sq-dtype bf16".split()
