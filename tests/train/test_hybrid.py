@@ -62,6 +62,8 @@ def test_plan_is_that_of_the_replicas_of_an_instance(instances):
         for kind in ("parameters", "gradients", "optimizer"):  # whose units are padded to a multiple of all replicas
             assert many["ranks"][0][kind] == pytest.approx(one["ranks"][0][kind], rel=0.01), (stage, kind)
         assert [e["bytes"] for e in many["estimates"]] == [e["bytes"] for e in one["estimates"]]
+    says = run(["plan", *BIG, "--zero", "1", "--num-distributed-optimizer-instances", str(instances)]).stdout
+    assert f"{instances} instances of {8 // instances} replicas" in says.splitlines()[0]
 
 
 @pytest.mark.parametrize("stage", [1, 3])
