@@ -256,6 +256,7 @@ mc_status mt_i_check_checkpoint(mt_options *o)
     } needs_load[] = {
         {"--finetune", o->finetune},
         {"--ckpt-step", mc_given_int(o->ckpt_step)},
+        {"--override-ckpt-iteration", mc_given_int(o->override_ckpt_iteration)},
         {"--use-checkpoint-args", o->use_checkpoint_args && !o->pretrained_checkpoint},
         {"--load-if-exists", o->load_if_exists},
     };
@@ -263,6 +264,11 @@ mc_status mt_i_check_checkpoint(mt_options *o)
         if (needs_load[i].given && !o->load) {
             return MC_FAIL(MC_INVALID, "%s needs --load DIR", needs_load[i].flag);
         }
+    }
+    if (mc_given_int(o->override_ckpt_iteration) && (o->finetune || o->command != MT_TRAIN)) {
+        return MC_FAIL(MC_INVALID, "--override-ckpt-iteration %lld: %s", (long long)o->override_ckpt_iteration,
+                       o->finetune ? "--finetune starts at iteration 0; leave one of the two out"
+                                   : "steps are counted by megac train alone; leave the flag out");
     }
     if (!o->load && (o->command == MT_EVAL || o->command == MT_GENERATE)) {
         return MC_FAIL(MC_INVALID, "--load is missing; give the directory of a checkpoint");
