@@ -62,6 +62,8 @@ def test_plan_is_that_of_the_replicas_of_an_instance(instances):
         for kind in ("parameters", "gradients", "optimizer"):  # whose units are padded to a multiple of all replicas
             assert many["ranks"][0][kind] == pytest.approx(one["ranks"][0][kind], rel=0.01), (stage, kind)
         assert [e["bytes"] for e in many["estimates"]] == [e["bytes"] for e in one["estimates"]]
+    says = run(["plan", *BIG, "--zero", "1", "--num-distributed-optimizer-instances", str(instances)]).stdout
+    assert f"{instances} instances of {8 // instances} replicas" in says.splitlines()[0]
 
 
 @pytest.mark.parametrize("stage", [1, 3])
@@ -80,12 +82,13 @@ def test_any_number_of_instances_loads_any_other(tmp_path):
         "one rank": (1, []),
     }
     args = [*ARGS, *MODELS["llama-tied"], "--train-iters", "4", "--lr-warmup-iters", "0", "--micro-batch-size", "1"]
-    for saved in ("two instances", "one instance"):
+    loads = {"two instances": ("one instance", "two of two, tp2", "one rank"), "one instance": ("two of two, tp2",)}
+    for saved, others in loads.items():
         ranks, flags = layouts[saved]
         save = ["--save", tmp_path / saved, "--save-interval", "2"]
         whole, _ = train([*args, *flags, *save], ranks, tmp_path, "whole")
         run(["inspect", tmp_path / saved, "--verify"])
-        for other in layouts.keys() - {saved}:
+        for other in others:
             other_ranks, other_flags = layouts[other]
             load = ["--load", tmp_path / saved, "--ckpt-step", "2"]
             rest, _ = train([*args, *other_flags, *load], other_ranks, tmp_path, "rest")

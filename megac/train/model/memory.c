@@ -79,7 +79,7 @@ mc_status mt_memory_measure(const mt_memory_request *rq, mt_memory_plan *plan_ou
     int within = p->dp / p->instances;
     mc_comm tp = mc_comm_plan("tp", p->tp_rank, p->tp);
     mc_comm dp = mc_comm_plan("dp", p->dp_rank % within, within),
-            across = mc_comm_plan("dp", p->instance, p->instances);
+            across = mc_comm_plan("dp-across", p->instance, p->instances);
     mt_shard_comms replicas = {&dp, &across};
     mt_grad_comms comms = {&tp, &tp, &tp, &tp};
     MC_TRY(mc_device_open("cpu", 0, &dev));
