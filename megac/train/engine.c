@@ -157,6 +157,17 @@ static mc_status check_cuda_flags(const mt_engine *e)
     return MC_OK;
 }
 
+/* Accepted without effect. */
+static void warn_of_offload(const mt_engine *e)
+{
+    bool asks = e->setup.purpose == MT_FOR_TRAINING && e->setup.o->cpu_offloading_num_layers > 0;
+    if (asks && e->dev.ops->host_memory && mc_world_job(e->world)->rank == 0) {
+        MC_WARN(
+            "--cpu-offloading-num-layers: the CPU's memory is the host's: activations are copied there and back, and "
+            "nothing is saved");
+    }
+}
+
 static mc_status create(mt_engine *e, const mt_options *o, mt_purpose purpose, const ds_source *data)
 {
     const mc_job *job = mc_world_job(e->world);
@@ -164,6 +175,7 @@ static mc_status create(mt_engine *e, const mt_options *o, mt_purpose purpose, c
     e->place = mt_setup_place(&e->setup, job->rank);
     MC_TRY(open_device(e, o->device));
     MC_TRY(check_cuda_flags(e));
+    warn_of_offload(e);
     MC_TRY(open_groups(e));
     MC_TRY(open_plans(e));
     return open_model(e);
