@@ -160,11 +160,11 @@ static mc_status check_cuda_flags(const mt_engine *e)
 /* Accepted without effect. */
 static void warn_of_offload(const mt_engine *e)
 {
-    bool asks = e->setup.purpose == MT_FOR_TRAINING && e->setup.o->cpu_offloading_num_layers > 0;
+    const mt_options *o = e->setup.o;
+    bool asks = e->setup.purpose == MT_FOR_TRAINING && (o->cpu_offloading_num_layers > 0 || o->cpu_offloading_weights);
     if (asks && e->dev.ops->host_memory && mc_world_job(e->world)->rank == 0) {
-        MC_WARN(
-            "--cpu-offloading-num-layers: the CPU's memory is the host's: activations are copied there and back, and "
-            "nothing is saved");
+        MC_WARN("%s: the CPU's memory is the host's: copies go there and back, and nothing is saved",
+                o->cpu_offloading_weights ? "--cpu-offloading-weights" : "--cpu-offloading-num-layers");
     }
 }
 

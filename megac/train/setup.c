@@ -194,6 +194,7 @@ mt_memory_request mt_setup_memory(const mt_setup *s, int rank)
                 .bucket_elems = s->o->ddp_bucket_size,
                 .recompute = mt_options_recompute(s->o),
                 .offload_layers = (int)s->o->cpu_offloading_num_layers,
+                .offload_params = s->o->cpu_offloading_weights,
                 .main_bf16 = strcmp(s->o->main_params_dtype, "bf16") == 0,
                 .grads_bf16 = strcmp(s->o->main_grads_dtype, "bf16") == 0,
                 .n_texts = generates ? n_texts(s->o) : 0,

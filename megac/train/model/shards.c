@@ -2,6 +2,7 @@
 #include "megac/train/model/shards.h"
 
 #include "megac/base/alloc.h"
+#include "megac/train/model/shards_host.h"
 
 static bool is_block(const mt_shards *s, int unit)
 {
@@ -51,15 +52,17 @@ static void take_buffers(const mt_shards *s, mc_dtype dtype, mc_arena *arena, mc
     }
 }
 
-static void take_stores(mt_shards *s, const mt_shards_config *c)
+static mc_status take_stores(mt_shards *s, const mt_shards_config *c)
 {
-    s->param_store = mc_arena_take_1d(c->params_arena, c->dtype, store_elems(s, s->zero < 3));
+    int64_t params = store_elems(s, s->zero < 3), away = c->host_params ? params - outer_elems(s) : 0;
+    MC_TRY(c->host_params ? mt_shards_host_create(c, away, &s->host) : MC_OK);
+    s->param_store = mc_arena_take_1d(c->params_arena, c->dtype, params - away);
     s->main_store = s->param_store;
-    if (s->zero == 3) {
+    if (s->zero == 3 || s->host) {
         take_buffers(s, c->dtype, c->params_arena, s->param_buffers);
     }
     if (!c->training) {
-        return;
+        return MC_OK;
     }
     s->own_main = c->dtype != MC_F32 && !c->main_bf16;
     if (s->own_main) {
@@ -73,13 +76,15 @@ static void take_stores(mt_shards *s, const mt_shards_config *c)
     if (s->zero >= 2 || s->grads_bf16) {
         take_buffers(s, MC_F32, c->grads_arena, s->grad_buffers);
     }
+    return MC_OK;
 }
 
-/* The unit's whole and own part of a store, in which it starts at *at; whole blocks may lie in buffers instead. */
-static void place(const mt_shards *s, int unit, mc_tensor store, const mc_tensor *buffers, int64_t *at,
+/* The unit's whole and own part, one of so many, of a store, in which it starts at *at; whole blocks may lie in buffers
+ * instead. */
+static void place(const mt_shards *s, int unit, int64_t n_parts, mc_tensor store, const mc_tensor *buffers, int64_t *at,
                   mc_tensor *whole_out, mc_tensor *part_out)
 {
-    int64_t n = unit_elems(s, unit), part = n / s->comm->size;
+    int64_t n = unit_elems(s, unit), part = n / n_parts;
     bool buffered = is_block(s, unit) && mc_tensor_present(buffers[0]);
     if (buffered) {
         mc_tensor buffer = buffers[(unit - s->params->first_block_unit) % MT_UNIT_BUFFERS];
@@ -95,7 +100,7 @@ static void place(const mt_shards *s, int unit, mc_tensor store, const mc_tensor
 
 static void place_units(mt_shards *s, bool training)
 {
-    int64_t param_at = 0, grad_at = 0, outer_at = 0, size = s->comm->size;
+    int64_t param_at = 0, host_at = 0, grad_at = 0, outer_at = 0, size = s->comm->size;
     size_t elem = mc_dtype_bytes(s->param_store.dtype);
     for (int u = 0; u < s->params->n_units; u++) {
         const mt_unit *unit = &s->params->units[u];
@@ -103,11 +108,13 @@ static void place_units(mt_shards *s, bool training)
         int64_t n = unit_elems(s, u);
         d->elems = n / size;
         d->begin = unit->begin + s->comm->rank * d->elems;
-        place(s, u, s->param_store, s->param_buffers, &param_at, &d->param, &d->param_part);
+        bool away = s->host && is_block(s, u);
+        place(s, u, away && s->zero == 0 ? 1 : size, away ? s->host->store : s->param_store, s->param_buffers,
+              away ? &host_at : &param_at, &d->param, &d->param_part);
         if (training) {
             bool outer = s->grads_bf16 && !is_block(s, u);
-            place(s, u, outer ? s->outer_grad_store : s->grad_store, s->grad_buffers, outer ? &outer_at : &grad_at,
-                  &d->grad, &d->grad_part);
+            place(s, u, size, outer ? s->outer_grad_store : s->grad_store, s->grad_buffers,
+                  outer ? &outer_at : &grad_at, &d->grad, &d->grad_part);
         }
         mc_tensor updated = s->zero > 0 ? d->param_part : d->param;
         d->state_at = s->zero > 0 ? unit->begin / size : unit->begin;
@@ -137,13 +144,15 @@ static mc_status make_buckets(mt_shards *s, int64_t bucket_elems)
 mc_status mt_shards_create(mt_shards *s, const mt_shards_config *c)
 {
     MC_ASSERT(c->zero >= 0 && c->zero <= 3 && (c->zero == 0 || (c->training && c->dp->size > 1)));
+    MC_ASSERT(!c->host_params ||
+              ((c->zero == 0 || c->zero == 3) && c->training && c->dtype != MC_F32 && !c->main_bf16));
     MC_ASSERT(!c->grads_bf16 || c->zero >= 2 || c->dp->size == 1);
     *s = (mt_shards){.params = c->params, .comm = c->dp, .ly = c->ly, .zero = c->zero, .grads_bf16 = c->grads_bf16};
     MC_TRY(MC_NEW_N(&s->units, c->params->n_units, "parameter units"));
     for (int i = 0; i < MT_UNIT_BUFFERS; i++) {
         s->held[i] = s->reducing[i] = -1;
     }
-    take_stores(s, c);
+    MC_TRY(take_stores(s, c));
     place_units(s, c->training);
     if (c->training && s->zero == 0 && !s->grads_bf16) {
         MC_TRY(make_buckets(s, c->bucket_elems));
@@ -154,6 +163,7 @@ mc_status mt_shards_create(mt_shards *s, const mt_shards_config *c)
 
 void mt_shards_destroy(mt_shards *s)
 {
+    mt_shards_host_destroy(s->host);
     mc_free(s->units);
     mc_free(s->buckets);
     *s = (mt_shards){0};

@@ -29,6 +29,7 @@ typedef struct mt_stage_sizes {
     int64_t head_chunk_rows;
     mt_recompute recompute;
     int offload_layers;         /* the first so many blocks of a stage keep their activations in host memory */
+    bool offload_params;        /* blocks' parameters lie in host memory */
     bool main_bf16, grads_bf16; /* --main-params-dtype, --main-grads-dtype */
     int64_t bucket_elems;       /* least elements of a gradient bucket */
     int n_texts;                /* generation: texts continued at once, at most seq_length; 0: no generation */
