@@ -26,7 +26,10 @@ LAYOUTS = {
     "pp": "--pp 2 --hidden-dropout 0.1".split(),
     "dp": "--dp 2 --swiglu --normalization RMSNorm --disable-bias-linear".split(),
     "zero": "--dp 2 --zero 3".split(),
-    "offload": "--num-layers 3 --cpu-offloading-num-layers 3 --global-batch-size 1 --optimizer-cpu-offload".split(),
+    "offload": (
+        "--num-layers 3 --cpu-offloading-num-layers 3 --cpu-offloading-weights --optimizer-cpu-offload --bf16 "
+        "--global-batch-size 1"
+    ).split(),
 }
 STEPS = 2
 

@@ -1,4 +1,5 @@
-"""What leaves the device: Adam's moments, in host memory or in a file; activations, in host memory. The same run, to the bit."""
+"""What leaves the device: Adam's moments, in host memory or in a file; activations and parameters, in host memory. The same
+run, to the bit."""
 
 import json
 import os
@@ -145,16 +146,70 @@ def test_memory_of_activations():
     assert gone["pinned"] - full["pinned"] == pytest.approx(4 * ROWS * (LAYERS - 1) * H, rel=2e-3)
 
 
+WEIGHTS = {  # ranks, model, flags
+    "one rank": (1, "gpt", "--bf16 --micro-batch-size 4"),
+    "pp2, fp16, overflow": (2, "llama-tied", "--pp 2 --fp16 --initial-loss-scale 4194304 --micro-batch-size 4"),
+    "dp2": (2, "llama", "--bf16 --micro-batch-size 2 --main-grads-dtype fp32"),
+    "dp2 zero 3": (2, "gpt", f"--bf16 --zero 3 --micro-batch-size 2 {FULL} --recompute-num-layers 2"),
+    "bf16 gradients": (1, "gpt", "--bf16 --main-grads-dtype bf16 --micro-batch-size 4 --optimizer-cpu-offload"),
+}
+
+
+@pytest.mark.parametrize("layout", WEIGHTS)
+def test_parameters_are_the_same_run(layout, tmp_path):
+    """Saved and loaded on the way: what is loaded reaches the host, too."""
+    ranks, model, flags = WEIGHTS[layout]
+    args = [*DEEP, *MODELS[model], *"--num-layers 6 --train-iters 4 --save-interval 2".split(), *flags.split()]
+    want, want_evals = train(args, ranks, tmp_path)
+    off = [*args, "--cpu-offloading-weights", "--save", tmp_path / "c"]
+    got, evals = train([*off, "--cpu-offloading-num-layers", "1"], ranks, tmp_path)
+    assert losses(got) == losses(want)
+    assert [e["valid_loss"] for e in evals] == [e["valid_loss"] for e in want_evals]
+    rest, _ = train([*off, "--load", tmp_path / "c", "--ckpt-step", "2"], ranks, tmp_path)
+    assert losses(rest) == losses(want)[2:]
+
+
+def test_memory_of_parameters():
+    """Blocks of 12 h^2 parameters and 13 h biases and gammas: two stay of 16-bit ones; ZeRO 3 keeps two whole already."""
+    shape = f"--num-layers {LAYERS} --hidden-size {H} --num-attention-heads {HEADS} --seq-length 64 --micro-batch-size 1"
+    args = [*shape.split(), *"--mock-data --vocab-size 512 --train-iters 1 --lr 1e-3 --global-batch-size 8 --json --bf16".split()]
+    block = 2 * (12 * H * H + 13 * H)
+    for flags, here, away in (
+        ("", (LAYERS - 2) * block, LAYERS * block),
+        ("--dp 2", (LAYERS - 2) * block, LAYERS * block),
+        ("--dp 4 --zero 3", LAYERS * block / 4, LAYERS * block / 4),
+    ):
+        plan = lambda *more: json.loads(run(["plan", *args, *flags.split(), *more]).stdout)["ranks"][0]
+        plain, off = plan(), plan("--cpu-offloading-weights")
+        assert plain["parameters"] - off["parameters"] == pytest.approx(here, rel=1e-3)
+        assert off["pinned"] - plain["pinned"] == pytest.approx(away, rel=1e-3)
+        others = {k: v for k, v in plain.items() if k not in ("parameters", "pinned", "total")}
+        assert others == {k: off[k] for k in others}
+
+
 def test_the_plan_is_what_an_offload_reserves():
-    for flags in ("--cpu-offloading-num-layers 3 --optimizer-cpu-offload", f"--cpu-offloading-num-layers 2 {FULL}"):
+    for flags in (
+        "--cpu-offloading-num-layers 3 --optimizer-cpu-offload",
+        f"--cpu-offloading-num-layers 2 {FULL}",
+        "--cpu-offloading-num-layers 2 --cpu-offloading-weights --bf16",
+    ):
         args = [*DEEP, "--micro-batch-size", "2", "--num-threads", 1, *flags.split()]
         done = run(["train", *args])
         rank0 = json.loads(run(["plan", *args, "--json"]).stdout)["ranks"][0]
         assert f"rank 0 reserves {rank0['total'] / 2**20:.1f} MiB" in done.stdout
         assert "allocations after the first step" not in done.stderr
-        assert done.stderr.count("--cpu-offloading-num-layers: the CPU's memory is the host's") == 1
+        assert done.stderr.count("the CPU's memory is the host's") == 1
 
 
-def test_more_layers_than_there_are():
-    done = run(["plan", *DEEP, "--micro-batch-size", "1", "--cpu-offloading-num-layers", "8"], expect=2)
-    assert "--cpu-offloading-num-layers 8" in done.stderr and len(done.stderr.splitlines()) == 1
+@pytest.mark.parametrize(
+    "flags, says",
+    [
+        ("--cpu-offloading-num-layers 8", "--num-layers 7"),
+        ("--cpu-offloading-weights", "fp32 parameters"),
+        ("--cpu-offloading-weights --bf16 --main-params-dtype bf16", "bf16 parameters"),
+        ("--cpu-offloading-weights --bf16 --dp 2 --zero 2", "--zero 2"),
+    ],
+)
+def test_what_makes_no_sense(flags, says):
+    done = run(["plan", *DEEP, "--micro-batch-size", "1", *flags.split()], expect=2)
+    assert flags.split()[0] in done.stderr and says in done.stderr and len(done.stderr.splitlines()) == 1
