@@ -46,6 +46,20 @@ static mc_status device_group(mt_engine *e, mc_comm *group)
     return MC_OK;
 }
 
+/* The replicas that share out among themselves, and those that keep the same. */
+static mc_status instance_groups(mt_engine *e)
+{
+    mc_group dp = mc_grid_group(&e->setup.grid, mc_world_job(e->world)->rank, 1u << MC_AXIS_DP | 1u << MC_AXIS_CP);
+    int n = e->place.instances;
+    if (n == 1) {
+        e->groups.instance = mc_comm_self("instance");
+        e->groups.instances = mc_comm_self("instances");
+        return MC_OK;
+    }
+    MC_TRY(mc_world_split(e->world, mc_group_cut(dp, n, false).color, "instance", &e->groups.instance));
+    return mc_world_split(e->world, mc_group_cut(dp, n, true).color, "instances", &e->groups.instances);
+}
+
 static mc_status host_groups(mt_engine *e)
 {
     const mc_grid *grid = &e->setup.grid;
@@ -53,6 +67,7 @@ static mc_status host_groups(mt_engine *e)
     MC_TRY(mc_world_group(e->world, grid, 1u << MC_AXIS_DP | 1u << MC_AXIS_CP, "dp", &e->groups.dp));
     MC_TRY(mc_world_group(e->world, grid, 1u << MC_AXIS_PP, "pp", &e->groups.pp));
     MC_TRY(kv_group(e));
+    MC_TRY(instance_groups(e));
     return embedding_group(e);
 }
 
@@ -60,8 +75,8 @@ static mc_status host_groups(mt_engine *e)
 static mc_status open_groups(mt_engine *e)
 {
     MC_TRY(host_groups(e));
-    mc_comm *all[MT_N_GROUPS] = {&e->groups.tp, &e->groups.dp, &e->groups.pp, &e->groups.kv_replicas,
-                                 &e->groups.embedding};
+    mc_comm *all[MT_N_GROUPS] = {&e->groups.tp,       &e->groups.dp,        &e->groups.pp,       &e->groups.kv_replicas,
+                                 &e->groups.instance, &e->groups.instances, &e->groups.embedding};
     for (int i = 0; i < MT_N_GROUPS; i++) {
         MC_TRY(device_group(e, all[i]));
     }
@@ -107,7 +122,8 @@ static mc_status open_model(mt_engine *e)
     MC_TRY(mt_memory_reserve(&e->memory, &plan, &e->dev, e->ly.stream, e->world, &e->arenas));
     e->ly.workspace = e->memory.workspace;
     e->ly.workspace_bytes = plan.workspace;
-    MC_TRY(mt_stage_create(&s->model, &e->place, &rq.sizes, &e->ly, &e->groups.tp, &e->groups.dp, &e->dev, &e->arenas,
+    mt_shard_comms replicas = {e->place.instances > 1 ? &e->groups.instance : &e->groups.dp, &e->groups.instances};
+    MC_TRY(mt_stage_create(&s->model, &e->place, &rq.sizes, &e->ly, &e->groups.tp, &replicas, &e->dev, &e->arenas,
                            &e->stage));
     MC_TRY(mt_stage_init_values(e->stage, e->pool));
     if (s->purpose != MT_FOR_TRAINING) {
@@ -205,7 +221,8 @@ void mt_engine_destroy(mt_engine *e)
         (void)e->dev.ops->stream_sync(&e->dev, e->ly.stream);
     }
     /* Before the memory: after an error an operation may still wait for another rank. */
-    mc_comm *all[MT_N_GROUPS] = {&e->groups.embedding, &e->groups.kv_replicas, &e->groups.pp, &e->groups.dp,
+    mc_comm *all[MT_N_GROUPS] = {&e->groups.embedding,   &e->groups.instances, &e->groups.instance,
+                                 &e->groups.kv_replicas, &e->groups.pp,        &e->groups.dp,
                                  &e->groups.tp};
     for (int i = 0; i < MT_N_GROUPS; i++) {
         if (all[i]->ops) {

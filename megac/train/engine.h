@@ -12,11 +12,13 @@ extern "C" {
 /* The communicators of this rank. */
 typedef struct mt_groups {
     mc_comm tp, dp, pp;
-    mc_comm kv_replicas; /* tensor-parallel ranks that hold the same key/value heads */
-    mc_comm embedding;   /* first and last stage, where they hold a tied embedding twice */
+    mc_comm instance, instances; /* of the distributed optimizer where there are several: this rank's, and the ranks
+                                    that keep the same parts in each */
+    mc_comm kv_replicas;         /* tensor-parallel ranks that hold the same key/value heads */
+    mc_comm embedding;           /* first and last stage, where they hold a tied embedding twice */
 } mt_groups;
 
-enum { MT_N_GROUPS = 5 };
+enum { MT_N_GROUPS = sizeof(mt_groups) / sizeof(mc_comm) };
 
 typedef struct mt_engine {
     mt_setup setup;

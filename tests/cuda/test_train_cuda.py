@@ -179,6 +179,18 @@ def test_zero_and_recomputation(tmp_path):
     run_cpu(["inspect", tmp_path / "c", "--verify"])
 
 
+@pytest.mark.parametrize("flags,tolerance", [("--zero 1", 2e-5), ("--zero 3 --grad-reduce-in-bf16", 1e-3)])
+def test_hybrid_sharding(flags, tolerance, tmp_path):
+    """Sums inside instances and across them, each under way while the other is, from buffers that are soon used again."""
+    shape = [*LLAMA, "--dp", "4", "--micro-batch-size", "1", "--num-layers", "3", "--train-iters", "2"]
+    flags = [*shape, *flags.split(), "--num-distributed-optimizer-instances", "2"]
+    late, chance = (
+        cuda_runs.train([*flags, "--device", "cuda"], 4, tmp_path / "m.jsonl", policy=p) for p in ("late", "random:1")
+    )
+    assert late == chance
+    assert close(late, cpu(flags, 4, tmp_path), tolerance)
+
+
 def test_eight_bytes_a_parameter(tmp_path):
     """bf16 states, rounded at random: the same words on both devices."""
     types = "--bf16 --main-params-dtype bf16 --main-grads-dtype bf16 --exp-avg-dtype bf16 --exp-avg-sq-dtype bf16".split()

@@ -89,7 +89,7 @@ static void formulas(const mt_setup *s, mt_formula out[MT_FORMULAS])
         .parameters = mt_params_count(&s->model, true),
         .tp = place.tp,
         .pp = place.pp,
-        .dp = place.dp,
+        .shared_by = place.dp / place.instances,
         .zero = place.zero,
         .sequence_parallel = place.sequence_parallel,
         .recompute = mt_options_recompute(o),

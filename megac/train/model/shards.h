@@ -21,7 +21,24 @@
  *
  * Sums over the group add in rank order whatever the stage, and the global norm is a sum over parts in every stage, so
  * stages 0 and 1 are the same run to the bit; so are 2 and 3 with one micro-batch a step. With more, theirs add over
- * the group first and then over micro-batches. */
+ * the group first and then over micro-batches.
+ *
+ * Hybrid sharding (--num-distributed-optimizer-instances N; Megatron-LM's meaning): the group is cut into N instances
+ * of consecutive ranks. "Group" above is then one instance; the ranks that have the same place in every instance keep
+ * the same part. Gradients are summed inside an instance as above, and once a step, when all its micro-batches are in,
+ * the parts are summed across the instances, in the instances' order. So with one micro-batch a step stages 1 to 3 are
+ * the same run to the bit; N changes the order of sums.
+ *
+ * With --grad-reduce-in-bf16 what is exchanged is rounded to bf16 (to nearest even), and so is each sum of it, which is
+ * added in f32 in rank order first (NCCL adds in an order of its own and rounds every addition). Gradients of
+ * micro-batches still add in f32. So these are rounded, whatever the stage:
+ *
+ *   stages 0, 1; units outside the blocks    a rank's sum of micro-batches; the instance's sum; the sum of instances
+ *   blocks of stages 2, 3                    a rank's micro-batch; the instance's sum of it; an instance's sum of
+ *                                            micro-batches, where there are several instances; the sum of instances
+ *
+ * which with one micro-batch a step is the same. Two bf16 buffers of the largest unit (bucket, in stage 0) are what
+ * is exchanged from; stages 2 and 3 then need one f32 buffer of a block instead of two. */
 #ifndef MEGAC_TRAIN_MODEL_SHARDS_H
 #define MEGAC_TRAIN_MODEL_SHARDS_H
 
@@ -45,22 +62,35 @@ typedef struct mt_shard {
     mc_tensor main;                  /* f32, what the optimizer updates: own part, stage 0: whole; param's memory where
                                         T is f32 */
     int64_t main_at, state_at;       /* its first element in main_store, and in stores of moments */
-    mc_request gather, reduce;
+    mc_request gather;
     bool gathering;
 } mt_shard;
 
-/* Contiguous units that stage 0 sums in one operation. */
+typedef enum { MT_SUM_IDLE, MT_SUM_WITHIN, MT_SUM_ACROSS } mt_sum_phase;
+
+/* Gradients that are summed in one operation: a unit, or contiguous units in stage 0. */
 typedef struct mt_bucket {
-    mc_tensor grads;
+    mc_tensor whole; /* f32, where backward passes add */
+    mc_tensor kept;  /* what gets the sum: own part, stage 0: whole */
+    mc_tensor sum;   /* own part of what is being exchanged: in `whole`, in a wire, or `kept` */
     int first_unit;
+    bool joins; /* `whole` is a buffer: each micro-batch's sum is added to `kept` */
+    bool last;  /* the sum under way is the step's last */
+    mt_sum_phase phase;
     mc_request request;
 } mt_bucket;
 
 enum { MT_UNIT_BUFFERS = 2 };
 
+/* The data-parallel groups, which must outlive the shards. */
+typedef struct mt_shard_comms {
+    const mc_comm *within; /* ranks that share out: an instance */
+    const mc_comm *across; /* ranks of all instances that keep the same part; of one instance: a group of one */
+} mt_shard_comms;
+
 typedef struct mt_shards {
     const mt_params *params;
-    const mc_comm *comm; /* data-parallel group */
+    mt_shard_comms comms;
     const ly_ctx *ly;
     int zero;
     bool grads_bf16;
@@ -71,22 +101,28 @@ typedef struct mt_shards {
     mc_tensor outer_grad_store;        /* but for f32 gradients of units outside the blocks, where grad_store is bf16 */
     mc_tensor main_store; /* all of `main`: param_store where the optimizer updates that, or where none runs */
     mc_tensor param_buffers[MT_UNIT_BUFFERS], grad_buffers[MT_UNIT_BUFFERS];
-    int held[MT_UNIT_BUFFERS];     /* unit whose parameters lie, or will lie, in a buffer; -1: none */
-    int reducing[MT_UNIT_BUFFERS]; /* unit whose gradient is being summed in a buffer; -1: none */
-    mt_bucket *buckets;            /* stage 0 */
-    int n_buckets, next;           /* the next bucket (stage 0) or unit to reduce at the end of a step; -1: all begun */
-    bool grads_clear;              /* grad_store is all zeros already */
+    int held[MT_UNIT_BUFFERS];        /* unit whose parameters lie, or will lie, in a buffer; -1: none */
+    int reducing[MT_UNIT_BUFFERS];    /* unit whose gradient is being summed in a buffer; -1: none */
+    mc_tensor wires[MT_UNIT_BUFFERS]; /* bf16: what is exchanged instead of f32 gradients; taken in turn */
+    int on_wire[MT_UNIT_BUFFERS];     /* bucket that took it last; -1: none */
+    int n_wires, turn;
+    mt_bucket *buckets; /* one a unit, but for stage 0 */
+    int n_buckets;
+    int next;         /* the next bucket to reduce at the end of a step; -1: all begun */
+    int newest;       /* the bucket whose last sum of the step was begun last; -1: none */
+    bool grads_clear; /* grad_store is all zeros already */
 } mt_shards;
 
 typedef struct mt_shards_config {
     const mt_params *params;
-    const mc_comm *dp;
+    mt_shard_comms comms;
     const ly_ctx *ly;
     mc_dtype dtype;       /* T */
-    int zero;             /* 0 to 3; 0 in a group of one */
+    int zero;             /* 0 to 3; 0 in a group of one, and then one instance */
     bool training;        /* gradients and main parameters exist */
     bool main_bf16;       /* the optimizer updates bf16 parameters: T itself */
     bool grads_bf16;      /* with stage 2 or 3, or a group of one */
+    bool reduce_bf16;     /* gradients are exchanged in bf16 */
     int64_t bucket_elems; /* stage 0: least elements of a bucket (--ddp-bucket-size) */
     bool host_params;     /* of blocks lie in host memory: stage 0 or 3, with main parameters of their own */
     mc_device *dev;

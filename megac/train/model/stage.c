@@ -239,17 +239,18 @@ static void take_generation(mt_stage *s)
     }
 }
 
-static mc_status create_shards(mt_stage *s, const mc_comm *dp_comm)
+static mc_status create_shards(mt_stage *s, const mt_shard_comms *dp_comms)
 {
     mt_shards_config c = {
         .params = &s->params,
-        .dp = dp_comm,
+        .comms = *dp_comms,
         .ly = &s->ly,
         .dtype = s->c->dtype,
         .zero = s->place.zero,
         .training = s->sizes.n_slots > 0,
         .main_bf16 = s->sizes.main_bf16,
         .grads_bf16 = s->sizes.n_slots > 0 && s->sizes.grads_bf16,
+        .reduce_bf16 = s->sizes.reduce_bf16,
         .bucket_elems = s->sizes.bucket_elems,
         .host_params = s->sizes.n_slots > 0 && s->sizes.offload_params,
         .dev = s->dev,
@@ -262,7 +263,7 @@ static mc_status create_shards(mt_stage *s, const mc_comm *dp_comm)
 }
 
 mc_status mt_stage_create(const mt_model_config *c, const mt_place *place, const mt_stage_sizes *sizes,
-                          const ly_ctx *ly, const mc_comm *tp_comm, const mc_comm *dp_comm, mc_device *dev,
+                          const ly_ctx *ly, const mc_comm *tp_comm, const mt_shard_comms *dp_comms, mc_device *dev,
                           mt_arenas *arenas, mt_stage **stage_out)
 {
     mt_stage *s;
@@ -282,7 +283,7 @@ mc_status mt_stage_create(const mt_model_config *c, const mt_place *place, const
         .ly = &s->ly, .comm = tp_comm, .scratch = &arenas->scratch, .sequence_parallel = place->sequence_parallel};
     MC_TRY_GOTO(st, mt_params_create(c, place, &s->params), undo_stage);
     MC_TRY_GOTO(st, MC_NEW_N(&s->blocks, place->n_layers, "blocks"), undo_stage);
-    MC_TRY_GOTO(st, create_shards(s, dp_comm), undo_stage);
+    MC_TRY_GOTO(st, create_shards(s, dp_comms), undo_stage);
     bind_blocks(s);
     bind_outer(s);
     MC_TRY_GOTO(st, take_slots(s), undo_stage);

@@ -31,6 +31,7 @@ typedef struct mt_stage_sizes {
     int offload_layers;         /* the first so many blocks of a stage keep their activations in host memory */
     bool offload_params;        /* blocks' parameters lie in host memory */
     bool main_bf16, grads_bf16; /* --main-params-dtype, --main-grads-dtype */
+    bool reduce_bf16;           /* --grad-reduce-in-bf16 */
     int64_t bucket_elems;       /* least elements of a gradient bucket */
     int n_texts;                /* generation: texts continued at once, at most seq_length; 0: no generation */
     bool keeps_kv;              /* generation: keys and values of earlier tokens are kept */
@@ -88,9 +89,9 @@ typedef struct mt_stage {
 extern const pp_stage_ops mt_stage_ops;
 
 /* Lays out parameters, gradients, activations over `arenas`; takes no memory of its own but the tables. `ly`, `tp_comm`
- * and `dp_comm` are kept. */
+ * and the groups of `dp_comms` are kept. */
 mc_status mt_stage_create(const mt_model_config *c, const mt_place *place, const mt_stage_sizes *sizes,
-                          const ly_ctx *ly, const mc_comm *tp_comm, const mc_comm *dp_comm, mc_device *dev,
+                          const ly_ctx *ly, const mc_comm *tp_comm, const mt_shard_comms *dp_comms, mc_device *dev,
                           mt_arenas *arenas, mt_stage **stage_out) MC_MUST_CHECK;
 void mt_stage_destroy(mt_stage *stage);
 
