@@ -172,6 +172,17 @@ static mc_status check_cuda_flags(const mt_engine *e)
     return MC_OK;
 }
 
+/* Accepted without effect. */
+static void warn_of_offload(const mt_engine *e)
+{
+    const mt_options *o = e->setup.o;
+    bool asks = e->setup.purpose == MT_FOR_TRAINING && (o->cpu_offloading_num_layers > 0 || o->cpu_offloading_weights);
+    if (asks && e->dev.ops->host_memory && mc_world_job(e->world)->rank == 0) {
+        MC_WARN("%s: the CPU's memory is the host's: copies go there and back, and nothing is saved",
+                o->cpu_offloading_weights ? "--cpu-offloading-weights" : "--cpu-offloading-num-layers");
+    }
+}
+
 static mc_status create(mt_engine *e, const mt_options *o, mt_purpose purpose, const ds_source *data)
 {
     const mc_job *job = mc_world_job(e->world);
@@ -179,6 +190,7 @@ static mc_status create(mt_engine *e, const mt_options *o, mt_purpose purpose, c
     e->place = mt_setup_place(&e->setup, job->rank);
     MC_TRY(open_device(e, o->device));
     MC_TRY(check_cuda_flags(e));
+    warn_of_offload(e);
     MC_TRY(open_groups(e));
     MC_TRY(open_plans(e));
     return open_model(e);

@@ -197,6 +197,8 @@ mt_memory_request mt_setup_memory(const mt_setup *s, int rank)
                 .max_micro = generates ? 1 : s->max_micro,
                 .bucket_elems = s->o->ddp_bucket_size,
                 .recompute = mt_options_recompute(s->o),
+                .offload_layers = (int)s->o->cpu_offloading_num_layers,
+                .offload_params = s->o->cpu_offloading_weights,
                 .main_bf16 = strcmp(s->o->main_params_dtype, "bf16") == 0,
                 .grads_bf16 = strcmp(s->o->main_grads_dtype, "bf16") == 0,
                 .reduce_bf16 = s->o->grad_reduce_in_bf16,

@@ -2,6 +2,7 @@
 #include "megac/train/model/shards.h"
 
 #include "megac/base/alloc.h"
+#include "megac/train/model/shards_host.h"
 
 static bool is_block(const mt_shards *s, int unit)
 {
@@ -56,15 +57,17 @@ static bool wired(const mt_shards_config *c)
     return c->training && c->reduce_bf16 && c->comms.within->size > 1;
 }
 
-static void take_stores(mt_shards *s, const mt_shards_config *c)
+static mc_status take_stores(mt_shards *s, const mt_shards_config *c)
 {
-    s->param_store = mc_arena_take_1d(c->params_arena, c->dtype, store_elems(s, s->zero < 3));
+    int64_t params = store_elems(s, s->zero < 3), away = c->host_params ? params - outer_elems(s) : 0;
+    MC_TRY(c->host_params ? mt_shards_host_create(c, away, &s->host) : MC_OK);
+    s->param_store = mc_arena_take_1d(c->params_arena, c->dtype, params - away);
     s->main_store = s->param_store;
-    if (s->zero == 3) {
+    if (s->zero == 3 || s->host) {
         take_buffers(s, c->dtype, c->params_arena, MT_UNIT_BUFFERS, s->param_buffers);
     }
     if (!c->training) {
-        return;
+        return MC_OK;
     }
     s->own_main = c->dtype != MC_F32 && !c->main_bf16;
     if (s->own_main) {
@@ -78,13 +81,15 @@ static void take_stores(mt_shards *s, const mt_shards_config *c)
     if (s->zero >= 2 || s->grads_bf16) {
         take_buffers(s, MC_F32, c->grads_arena, wired(c) ? 1 : MT_UNIT_BUFFERS, s->grad_buffers);
     }
+    return MC_OK;
 }
 
-/* The unit's whole and own part of a store, in which it starts at *at; whole blocks may lie in buffers instead. */
-static void place(const mt_shards *s, int unit, mc_tensor store, const mc_tensor *buffers, int64_t *at,
+/* The unit's whole and own part, one of so many, of a store, in which it starts at *at; whole blocks may lie in buffers
+ * instead. */
+static void place(const mt_shards *s, int unit, int64_t n_parts, mc_tensor store, const mc_tensor *buffers, int64_t *at,
                   mc_tensor *whole_out, mc_tensor *part_out)
 {
-    int64_t n = unit_elems(s, unit), part = n / s->comms.within->size;
+    int64_t n = unit_elems(s, unit), part = n / n_parts;
     bool buffered = is_block(s, unit) && mc_tensor_present(buffers[0]);
     if (buffered) {
         mc_tensor buffer = buffers[(unit - s->params->first_block_unit) % MT_UNIT_BUFFERS];
@@ -100,7 +105,7 @@ static void place(const mt_shards *s, int unit, mc_tensor store, const mc_tensor
 
 static void place_units(mt_shards *s, bool training)
 {
-    int64_t param_at = 0, grad_at = 0, outer_at = 0, size = s->comms.within->size;
+    int64_t param_at = 0, host_at = 0, grad_at = 0, outer_at = 0, size = s->comms.within->size;
     size_t elem = mc_dtype_bytes(s->param_store.dtype);
     for (int u = 0; u < s->params->n_units; u++) {
         const mt_unit *unit = &s->params->units[u];
@@ -108,11 +113,13 @@ static void place_units(mt_shards *s, bool training)
         int64_t n = unit_elems(s, u);
         d->elems = n / size;
         d->begin = unit->begin + s->comms.within->rank * d->elems;
-        place(s, u, s->param_store, s->param_buffers, &param_at, &d->param, &d->param_part);
+        bool away = s->host && is_block(s, u);
+        place(s, u, away && s->zero == 0 ? 1 : size, away ? s->host->store : s->param_store, s->param_buffers,
+              away ? &host_at : &param_at, &d->param, &d->param_part);
         if (training) {
             bool outer = s->grads_bf16 && !is_block(s, u);
-            place(s, u, outer ? s->outer_grad_store : s->grad_store, s->grad_buffers, outer ? &outer_at : &grad_at,
-                  &d->grad, &d->grad_part);
+            place(s, u, size, outer ? s->outer_grad_store : s->grad_store, s->grad_buffers,
+                  outer ? &outer_at : &grad_at, &d->grad, &d->grad_part);
         }
         mc_tensor updated = s->zero > 0 ? d->param_part : d->param;
         d->state_at = s->zero > 0 ? unit->begin / size : unit->begin;
@@ -163,6 +170,8 @@ mc_status mt_shards_create(mt_shards *s, const mt_shards_config *c)
 {
     MC_ASSERT(c->zero >= 0 && c->zero <= 3 && (c->zero == 0 || (c->training && c->comms.within->size > 1)));
     MC_ASSERT(c->comms.across->size == 1 || c->zero > 0);
+    MC_ASSERT(!c->host_params ||
+              ((c->zero == 0 || c->zero == 3) && c->training && c->dtype != MC_F32 && !c->main_bf16));
     MC_ASSERT(!c->grads_bf16 || c->zero >= 2 || c->comms.within->size == 1);
     *s = (mt_shards){.params = c->params,
                      .comms = c->comms,
@@ -174,7 +183,7 @@ mc_status mt_shards_create(mt_shards *s, const mt_shards_config *c)
     for (int i = 0; i < MT_UNIT_BUFFERS; i++) {
         s->held[i] = s->reducing[i] = s->on_wire[i] = -1;
     }
-    take_stores(s, c);
+    MC_TRY(take_stores(s, c));
     place_units(s, c->training);
     MC_TRY(c->training ? make_buckets(s, c->bucket_elems) : MC_OK);
     if (wired(c)) {
@@ -186,6 +195,7 @@ mc_status mt_shards_create(mt_shards *s, const mt_shards_config *c)
 
 void mt_shards_destroy(mt_shards *s)
 {
+    mt_shards_host_destroy(s->host);
     mc_free(s->units);
     mc_free(s->buckets);
     *s = (mt_shards){0};

@@ -13,6 +13,9 @@
  * being gathered or reduced. Units outside the blocks stay whole, as the tied embedding is used at both ends of a step;
  * their gradients are reduced once a step.
  *
+ * In stages 0 and 3 what a rank keeps of blocks' parameters may lie in host memory (shards_host.h); then stage 0 has
+ * the two buffers, too.
+ *
  * With gradients in bf16 (--main-grads-dtype) blocks are treated as in stage 2: a micro-batch adds in f32 to a buffer,
  * which is then added to the own part and rounded once.
  *
@@ -47,12 +50,15 @@
 extern "C" {
 #endif
 
+typedef struct mt_shards_host mt_shards_host;
+
 /* What a rank has of one unit. Tensors are 1-D. */
 typedef struct mt_shard {
     mc_tensor param;      /* whole, type T; of a gathered block valid between acquire and the next-but-one block's */
     mc_tensor grad;       /* whole, f32: where a backward pass adds */
     int64_t begin, elems; /* own part, in elements of the whole slab */
-    mc_tensor param_part, grad_part; /* own part; the gradient is the group's sum once reductions are finished */
+    mc_tensor param_part, grad_part; /* own part (in host memory stage 0: whole); the gradient is the group's sum once
+                                        reductions are finished */
     mc_tensor main;                  /* f32, what the optimizer updates: own part, stage 0: whole; param's memory where
                                         T is f32 */
     int64_t main_at, state_at;       /* its first element in main_store, and in stores of moments */
@@ -88,8 +94,9 @@ typedef struct mt_shards {
     const ly_ctx *ly;
     int zero;
     bool grads_bf16;
-    bool own_main;   /* main parameters have memory of their own: T is of 16 bits, and an optimizer runs */
-    mt_shard *units; /* [params->n_units] */
+    mt_shards_host *host; /* (optional) default: all parameters lie on the device */
+    bool own_main;        /* main parameters have memory of their own: T is of 16 bits, and an optimizer runs */
+    mt_shard *units;      /* [params->n_units] */
     mc_tensor param_store, grad_store; /* all of `param` and `grad` that is kept, */
     mc_tensor outer_grad_store;        /* but for f32 gradients of units outside the blocks, where grad_store is bf16 */
     mc_tensor main_store; /* all of `main`: param_store where the optimizer updates that, or where none runs */
@@ -117,7 +124,9 @@ typedef struct mt_shards_config {
     bool grads_bf16;      /* with stage 2 or 3, or a group of one */
     bool reduce_bf16;     /* gradients are exchanged in bf16 */
     int64_t bucket_elems; /* stage 0: least elements of a bucket (--ddp-bucket-size) */
-    mc_arena *params_arena, *grads_arena, *optimizer_arena;
+    bool host_params;     /* of blocks lie in host memory: stage 0 or 3, with main parameters of their own */
+    mc_device *dev;
+    mc_arena *params_arena, *grads_arena, *optimizer_arena, *pinned_arena;
 } mt_shards_config;
 
 mc_status mt_shards_create(mt_shards *s, const mt_shards_config *c) MC_MUST_CHECK;
@@ -144,8 +153,8 @@ mc_status mt_shards_open_grads(mt_shards *s, int unit) MC_MUST_CHECK;
 mc_status mt_shards_close_grads(mt_shards *s, int unit, bool last) MC_MUST_CHECK;
 /* Begins what is left and waits for all: own parts (stage 0: everything) hold the group's sum. */
 mc_status mt_shards_reduced(mt_shards *s) MC_MUST_CHECK;
-/* The optimizer, or a checkpoint's reader, has changed `main` (and param_part, unless `cast`): gathers begin, for
- * acquire to wait for. */
+/* The optimizer, or a checkpoint's reader, has changed `main` (and param_part, unless `cast` or in host memory):
+ * gathers begin, for acquire to wait for. */
 mc_status mt_shards_publish(mt_shards *s, bool cast) MC_MUST_CHECK;
 /* Waits for every gather. */
 mc_status mt_shards_settle(mt_shards *s) MC_MUST_CHECK;

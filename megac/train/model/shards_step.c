@@ -1,5 +1,5 @@
 /* Units in a step: gathering parameters, summing gradients over the data-parallel group. */
-#include "megac/train/model/shards.h"
+#include "megac/train/model/shards_host.h"
 
 /* The buffer that a block's whole parameters or gradients lie in; -1 for units that lie in the store. */
 static int buffer_of(const mt_shards *s, const mc_tensor *buffers, int unit)
@@ -16,13 +16,41 @@ static mc_status fill(const mt_shards *s, mc_tensor x)
 
 /* ---- parameters ---- */
 
-static mc_status wait_gather(mt_shard *d)
+/* Does the unit's own part, or all of it, lie in host memory? */
+static bool is_away(const mt_shards *s, int unit)
 {
+    return s->host && buffer_of(s, s->param_buffers, unit) >= 0;
+}
+
+static mc_status wait_gather(mt_shards *s, int unit)
+{
+    mt_shard *d = &s->units[unit];
     if (!d->gathering) {
         return MC_OK;
     }
     d->gathering = false;
-    return mc_comm_wait(&d->gather);
+    return is_away(s, unit) && s->zero == 0 ? mt_shards_host_wait(s->host, buffer_of(s, s->param_buffers, unit))
+                                            : mc_comm_wait(&d->gather);
+}
+
+/* Where a unit in host memory has its place on the device: all of it, or the own part. */
+static mc_tensor landing(const mt_shards *s, const mt_shard *d)
+{
+    int64_t n = d->param_part.dims[0];
+    return s->zero == 0 ? d->param : mc_tensor_slice(d->param, 0, s->comms.within->rank * n, n);
+}
+
+/* From the host to the buffer. The group gathers what has arrived, so its operation, which follows computation, makes
+ * that wait for the own part: of a share the host's way is short. */
+static mc_status begin_fetch(mt_shards *s, int b, mt_shard *d)
+{
+    mc_tensor to = landing(s, d);
+    MC_TRY(mt_shards_host_move(s->host, b, to, d->param_part));
+    if (s->zero == 0) {
+        return MC_OK;
+    }
+    MC_TRY(mt_shards_host_wait(s->host, b));
+    return mc_comm_all_gather_begin(s->comms.within, to, d->param, &d->gather);
 }
 
 /* A buffer takes another unit only when the one before has come, if nobody waited for it. */
@@ -32,10 +60,13 @@ static mc_status begin_gather(mt_shards *s, int unit)
     int b = buffer_of(s, s->param_buffers, unit);
     MC_ASSERT(!d->gathering);
     if (b >= 0) {
-        MC_TRY(s->held[b] >= 0 ? wait_gather(&s->units[s->held[b]]) : MC_OK);
+        MC_TRY(s->held[b] >= 0 ? wait_gather(s, s->held[b]) : MC_OK);
         s->held[b] = unit;
     }
     d->gathering = true;
+    if (is_away(s, unit)) {
+        return begin_fetch(s, b, d);
+    }
     return mc_comm_all_gather_begin(s->comms.within, d->param_part, d->param, &d->gather);
 }
 
@@ -45,26 +76,34 @@ mc_status mt_shards_acquire(mt_shards *s, int unit, int next)
     if (b >= 0 && s->held[b] != unit) {
         MC_TRY(begin_gather(s, unit));
     }
-    MC_TRY(wait_gather(&s->units[unit]));
+    MC_TRY(wait_gather(s, unit));
     return n >= 0 && n != b && s->held[n] != next ? begin_gather(s, next) : MC_OK;
 }
 
 mc_status mt_shards_settle(mt_shards *s)
 {
     for (int u = 0; u < s->params->n_units; u++) {
-        MC_TRY(wait_gather(&s->units[u]));
+        MC_TRY(wait_gather(s, u));
     }
     return MC_OK;
+}
+
+/* What a unit computes with, rounded from its main parameters. */
+static mc_status refresh(mt_shards *s, int unit)
+{
+    mt_shard *d = &s->units[unit];
+    int b = buffer_of(s, s->param_buffers, unit);
+    bool away = is_away(s, unit);
+    mc_tensor out = away ? landing(s, d) : s->zero > 0 ? d->param_part : d->param;
+    MC_TRY(away ? mt_shards_host_wait(s->host, b) : MC_OK); /* the one before has left the buffer */
+    MC_TRY(s->ly->ops->cast(s->ly, &(ly_cast){.x = d->main, .out = out, .scale = 1}));
+    return away ? mt_shards_host_move(s->host, b, d->param_part, out) : MC_OK;
 }
 
 mc_status mt_shards_publish(mt_shards *s, bool cast)
 {
     for (int u = 0; u < s->params->n_units; u++) {
-        mt_shard *d = &s->units[u];
-        if (cast && s->own_main) {
-            mc_tensor out = s->zero > 0 ? d->param_part : d->param;
-            MC_TRY(s->ly->ops->cast(s->ly, &(ly_cast){.x = d->main, .out = out, .scale = 1}));
-        }
+        MC_TRY(s->own_main && (cast || s->host) ? refresh(s, u) : MC_OK);
     }
     for (int b = 0; b < MT_UNIT_BUFFERS; b++) { /* what they hold is old */
         s->held[b] = -1;

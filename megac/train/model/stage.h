@@ -28,6 +28,8 @@ typedef struct mt_stage_sizes {
     int max_micro; /* micro-batches of a step */
     int64_t head_chunk_rows;
     mt_recompute recompute;
+    int offload_layers;         /* the first so many blocks of a stage keep their activations in host memory */
+    bool offload_params;        /* blocks' parameters lie in host memory */
     bool main_bf16, grads_bf16; /* --main-params-dtype, --main-grads-dtype */
     bool reduce_bf16;           /* --grad-reduce-in-bf16 */
     int64_t bucket_elems;       /* least elements of a gradient bucket */
@@ -47,6 +49,7 @@ typedef struct mt_io {
 } mt_io;
 
 typedef struct mt_graphs mt_graphs;
+typedef struct mt_stage_offload mt_stage_offload;
 
 typedef struct mt_stage {
     const mt_model_config *c;
@@ -63,7 +66,8 @@ typedef struct mt_stage {
     tp_head head;
     mc_tensor final_gamma, final_beta, dfinal_gamma, dfinal_beta;
     mt_slot *slots;
-    mt_block_stash *again; /* [recompute.group] stashes that blocks without their own take in turn */
+    mt_block_stash *again;     /* [recompute.group] stashes that blocks without their own take in turn */
+    mt_stage_offload *offload; /* (optional) default: activations stay on the device */
     /* Slot, and the first block of its group, that `again` still holds the forward's values of; slot -1: none. */
     int held_slot, held_first;
     mt_io *io;

@@ -219,6 +219,27 @@ static mc_status check_state_types(const mt_options *o)
     return MC_OK;
 }
 
+/* Parameters in host memory are copies: of main parameters, whole or this rank's part. */
+static mc_status check_offloaded_params(const mt_options *o)
+{
+    bool copies = (o->bf16 || o->fp16) && strcmp(o->main_params_dtype, "bf16") != 0;
+    if (o->cpu_offloading_weights && !copies) {
+        return MC_FAIL(
+            MC_INVALID,
+            "--cpu-offloading-weights: the optimizer updates %s parameters where they are used; use --bf16 or "
+            "--fp16 with --main-params-dtype fp32, or leave it out",
+            o->bf16 ? "bf16" : "fp32");
+    }
+    if (o->cpu_offloading_weights && o->data_parallel_size > 1 && (o->zero == 1 || o->zero == 2)) {
+        return MC_FAIL(
+            MC_INVALID,
+            "--cpu-offloading-weights with --zero %lld: replicas share out parameters with --zero 3 only; use "
+            "that, or 0",
+            (long long)o->zero);
+    }
+    return MC_OK;
+}
+
 mc_status mt_i_check_optimizer(mt_options *o)
 {
     MC_TRY(check_weight_decay(o));
@@ -233,6 +254,7 @@ mc_status mt_i_check_optimizer(mt_options *o)
     }
     if (o->command == MT_TRAIN || o->command == MT_PLAN) {
         MC_TRY(check_state_types(o));
+        MC_TRY(check_offloaded_params(o));
     }
     if (!mt_i_trains(o)) {
         return MC_OK;
