@@ -52,7 +52,7 @@ static mc_status received_head(const mc_i_msg_group *g, mc_i_msg_pair *p, mc_req
 {
     mc_i_call mine = mc_i_call_of(req);
     size_t bytes = mc_i_request_bytes(req);
-    MC_TRY(mc_i_call_compare(req->comm, &mine, &p->hello->call, g->world[p->queue.peer]));
+    MC_TRY(mc_i_call_compare(g->engine, req->comm, &mine, &p->hello->call, g->world[p->queue.peer]));
     if (bytes > MC_I_INLINE_BYTES) {
         *result = MC_I_MOVED;
         return post_data(g, p, req);

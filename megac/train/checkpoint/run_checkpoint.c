@@ -5,8 +5,9 @@
 #include "megac/train/weights.h"
 
 /* What a checkpoint does not have (a padded vocabulary's last rows) keeps its initial value: hence the read. */
-static mc_status read_items(mt_weights *w, mt_engine *e, bool with_optimizer)
+static mc_status read_items(mt_weights *w, const char *path, mt_engine *e, bool with_optimizer)
 {
+    uint64_t own = mc_world_own_begin(e->world, "loads", path);
     mt_contents c;
     mc_status st = mt_contents_open(&c, e, with_optimizer, false);
     for (int i = 0; i < c.n_items && st == MC_OK; i++) {
@@ -16,6 +17,7 @@ static mc_status read_items(mt_weights *w, mt_engine *e, bool with_optimizer)
         st = mt_host_view_write(&c.stores[i]);
     }
     mt_contents_close(&c);
+    mc_world_own_end(e->world, own);
     return st == MC_OK ? mt_stage_refresh_params(e->stage) : st;
 }
 
@@ -23,7 +25,7 @@ mc_status mt_engine_load(mt_engine *e, const char *path, int64_t step)
 {
     mt_weights *w;
     MC_TRY(mt_weights_open(path, step, &w));
-    mc_status st = read_items(w, e, false);
+    mc_status st = read_items(w, path, e, false);
     mt_weights_close(w);
     return st;
 }
@@ -51,7 +53,7 @@ mc_status mt_run_load(mt_run *run, const char *path, int64_t step, bool weights_
                      path);
         goto undo_weights;
     }
-    MC_TRY_GOTO(st, read_items(w, run->e, !weights_only && !run->o->no_load_optim), undo_weights);
+    MC_TRY_GOTO(st, read_items(w, path, run->e, !weights_only && !run->o->no_load_optim), undo_weights);
     const mt_ckpt_state *state = ckpt ? mt_checkpoint_state(ckpt) : NULL;
     if (!weights_only) {
         run->iteration = state->iteration;

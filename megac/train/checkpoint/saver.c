@@ -37,7 +37,7 @@ static void drop(mt_saver *s)
 
 static void join(mt_saver *s)
 {
-    if (s->threaded) {
+    if (s->threaded) { /* which may never end, on a disk that hangs */
         pthread_join(s->thread, NULL);
         s->threaded = false;
     }
@@ -117,7 +117,9 @@ static mc_status settle(mt_run *run)
     if (s->best) {
         MC_TRY(mt_checkpoint_mark_best(o->save, s->iteration));
     }
+    uint64_t own = mc_world_own_begin(run->world, "removes old checkpoints of", o->save);
     mt_checkpoint_retain(o->save, &policy);
+    mc_world_own_end(run->world, own);
     if (!run->metrics.speaks) {
         return MC_OK;
     }
@@ -134,7 +136,9 @@ static mc_status commit(mt_run *run)
 {
     mt_saver *s = &run->saver;
     double started = mc_now();
+    uint64_t own = mt_ckpt_note(s->writer);
     join(s);
+    mc_world_own_end(run->world, own);
     mc_status st = mt_ckpt_commit(s->writer, s->written);
     drop(s);
     if (s->waited >= 0) {
@@ -163,7 +167,9 @@ mc_status mt_run_save(mt_run *run, bool best, bool now)
         s->waited = mc_now() - s->begun;
         return MC_OK;
     }
+    uint64_t own = mt_ckpt_note(s->writer);
     s->written = mt_ckpt_write(s->writer);
+    mc_world_own_end(run->world, own);
     s->waited = -1;
     return commit(run);
 }
