@@ -16,6 +16,11 @@ const char *mc_i_kind_name(int kind)
     return kind >= 0 && kind < (int)(sizeof names / sizeof names[0]) ? names[kind] : "unknown operation";
 }
 
+mc_i_engine *mc_i_comm_engine(const mc_comm *c)
+{
+    return c->ops->engine ? c->ops->engine(c) : NULL;
+}
+
 size_t mc_i_request_bytes(const mc_request *req)
 {
     return mc_tensor_bytes(req->kind == MC_I_RECV ? req->out : req->in);
@@ -34,8 +39,7 @@ mc_i_call mc_i_call_of(const mc_request *req)
     };
 }
 
-mc_status mc_i_call_compare(mc_i_engine *e, const mc_comm *c, const mc_i_call *mine, const mc_i_call *theirs,
-                            int rank)
+mc_status mc_i_call_compare(mc_i_engine *e, const mc_comm *c, const mc_i_call *mine, const mc_i_call *theirs, int rank)
 {
     static const char *const ops[] = {"sum", "max", "min"};
     if (mine->kind == theirs->kind && mine->dtype == theirs->dtype && mine->op == theirs->op &&

@@ -43,6 +43,10 @@ void mc_i_reduce_to(mc_dtype dtype, mc_reduce op, void *const *out, int n_out, c
 
 /* ---- engine (comm_engine.c) ---- */
 
+typedef struct mc_i_engine mc_i_engine;
+/* The engine of a host communicator; NULL: it needs none. */
+mc_i_engine *mc_i_comm_engine(const mc_comm *c);
+
 typedef enum { MC_I_IDLE, MC_I_MOVED, MC_I_DONE, MC_I_FAILED } mc_i_progress;
 
 typedef struct mc_i_queue mc_i_queue;
@@ -78,7 +82,7 @@ typedef struct mc_i_board {
     mc_i_ledger ledger;
 } mc_i_board;
 
-typedef struct mc_i_engine {
+struct mc_i_engine {
     double deadline_s;
     int n_spins;
     mc_status failed; /* a world that failed once stays failed: requests may have left the stack */
@@ -92,7 +96,7 @@ typedef struct mc_i_engine {
     mc_i_ledger *ledger;       /* on my board, else `own` */
     mc_i_ledger own;
     bool reported;
-} mc_i_engine;
+};
 
 void mc_i_engine_init(mc_i_engine *e, double deadline_s, int local_size);
 /* Notes the request in the ledger, queues it and does at once what needs no waiting. */
@@ -118,10 +122,11 @@ mc_status mc_i_call_compare(mc_i_engine *e, const mc_comm *c, const mc_i_call *m
  * need not have been collected); '?': not known. */
 char mc_i_process_state(int32_t pid);
 
-typedef enum { MC_I_TIMED_OUT, MC_I_GONE, MC_I_DISAGREE } mc_i_reason;
+typedef enum { MC_I_TIMED_OUT, MC_I_GONE, MC_I_DISAGREE, MC_I_STUCK /* this rank itself */ } mc_i_reason;
 
 /* Reports what the ranks that hold this one up did last: `ranks` (world ranks that it waits for, or that called
- * something else), those that these wait for, and this rank; one report a machine. Does nothing where they left after
+ * something else; none: not known, look at all of this machine), those that these wait for, and this rank; one report a
+ * machine. Does nothing where they left after
  * errors of their own. From here on the process has MC_I_END_S seconds to end, then SIGALRM ends it: what it would wait
  * for on its way out may never come. */
 enum { MC_I_END_S = 10 };

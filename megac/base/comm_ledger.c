@@ -59,7 +59,7 @@ static uint64_t add(mc_i_ledger *l, mc_i_ledger_row *row, size_t name_bytes)
     return row->id;
 }
 
-static void done(mc_i_ledger *l, uint64_t id)
+void mc_i_ledger_ended(mc_i_ledger *l, uint64_t id)
 {
     uint64_t *place = place_of(l, id), bits;
     double now = mc_now();
@@ -85,7 +85,7 @@ void mc_i_ledger_begun(mc_i_ledger *l, mc_request *req)
 
 void mc_i_ledger_done(mc_i_ledger *l, const mc_request *req)
 {
-    done(l, req->ledger_id);
+    mc_i_ledger_ended(l, req->ledger_id);
 }
 
 uint64_t mc_i_ledger_own_begun(mc_i_ledger *l, const char *what, const char *path)
@@ -99,11 +99,6 @@ uint64_t mc_i_ledger_own_begun(mc_i_ledger *l, const char *what, const char *pat
                                  cut ? path + (n - room + 3) : path);
     }
     return add(l, &row, used < sizeof row.name ? used + 1 : sizeof row.name);
-}
-
-void mc_i_ledger_own_done(mc_i_ledger *l, uint64_t id)
-{
-    done(l, id);
 }
 
 void mc_i_ledger_waits(mc_i_ledger *l, uint64_t id, double since_s, const int *ranks, int n)

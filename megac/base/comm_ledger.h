@@ -56,9 +56,10 @@ void mc_i_ledger_set_step(mc_i_ledger *ledger, int64_t step);
 void mc_i_ledger_leaves(mc_i_ledger *ledger);
 void mc_i_ledger_begun(mc_i_ledger *ledger, mc_request *req);
 void mc_i_ledger_done(mc_i_ledger *ledger, const mc_request *req);
-/* Something of the rank's own: "what" or "what path"; returns its id, for mc_i_ledger_own_done. */
+/* Something of the rank's own: "what" or "what path"; returns its id. */
 uint64_t mc_i_ledger_own_begun(mc_i_ledger *ledger, const char *what, const char *path);
-void mc_i_ledger_own_done(mc_i_ledger *ledger, uint64_t id);
+/* By its id; 0: nothing. */
+void mc_i_ledger_ended(mc_i_ledger *ledger, uint64_t id);
 /* It waits for the operation `id`, for which `n` ranks are missing; id 0: no more. */
 void mc_i_ledger_waits(mc_i_ledger *ledger, uint64_t id, double since_s, const int *ranks, int n);
 

@@ -106,21 +106,25 @@ static void add(sight *v, int rank)
 }
 
 /* Those named, those that these wait for, and so on. After a wait of the whole deadline every rank that does not wait
- * itself is of interest. */
+ * itself is of interest; where none was named and all wait, all are. */
 static void look_around(sight *v, mc_i_reason why, const int *ranks, int n)
 {
+    bool all = why == MC_I_TIMED_OUT || why == MC_I_STUCK;
     for (int i = 0; i < n; i++) {
         add(v, ranks[i]);
     }
-    for (int i = 0; i < v->n && why == MC_I_TIMED_OUT; i++) {
+    for (int i = 0; i < v->n && all; i++) {
         const mc_i_ledger_wait wait = v->ranks[i].wait;
         for (int k = 0; v->ranks[i].waits && k < wait.n && k < MC_I_LEDGER_MISSING; k++) {
             add(v, wait.ranks[k]);
         }
     }
-    for (int r = 0; r < v->e->n_ranks && v->e->boards && why == MC_I_TIMED_OUT; r++) {
-        if (v->e->boards[r] && r != v->e->rank && look(v->e, r).holds_up) {
-            add(v, r);
+    for (int pass = 0; pass < 2 && v->e->boards && all; pass++) {
+        bool nobody = v->n == 0;
+        for (int r = 0; r < v->e->n_ranks; r++) {
+            if (v->e->boards[r] && r != v->e->rank && (pass ? nobody : look(v->e, r).holds_up)) {
+                add(v, r);
+            }
         }
     }
 }
@@ -130,26 +134,38 @@ static size_t append_rank(char *text, size_t used, size_t cap, int rank)
     return used >= cap ? used : used + (size_t)snprintf(text + used, cap - used, "%s%d", used ? ", " : "", rank);
 }
 
+/* Of all ranks seen, or of those that hold up the others. */
+static int list_ranks(const sight *v, bool all, char *text, size_t cap)
+{
+    size_t used = 0;
+    int n = 0;
+    text[0] = '\0';
+    for (int i = 0; i < v->n; i++) {
+        if (all || v->ranks[i].holds_up) {
+            used = append_rank(text, used, cap, v->ranks[i].rank);
+            n++;
+        }
+    }
+    return n;
+}
+
 static void say_verdict(const sight *v, mc_i_reason why)
 {
-    char who[160] = "", rest[160] = "";
-    size_t used = 0, used_rest = 0;
-    int n_up = 0;
-    for (int i = 0; i < v->n; i++) {
-        if (v->ranks[i].holds_up) {
-            n_up++;
-            used = append_rank(who, used, sizeof who, v->ranks[i].rank);
-        }
-        used_rest = append_rank(rest, used_rest, sizeof rest, v->ranks[i].rank);
+    char who[160], text[200];
+    int n = list_ranks(v, false, who, sizeof who);
+    if (why == MC_I_STUCK) {
+        snprintf(text, sizeof text, "its own work does not move");
+    } else if (why == MC_I_TIMED_OUT && n > 0) {
+        snprintf(text, sizeof text, "rank%s %s hold%s up the others", n == 1 ? "" : "s", who, n == 1 ? "s" : "");
+    } else {
+        n = list_ranks(v, true, who, sizeof who);
+        snprintf(text, sizeof text, "rank%s %s %s", n == 1 ? "" : "s", who,
+                 why == MC_I_DISAGREE ? "and this rank call different operations"
+                 : why == MC_I_GONE   ? (n == 1 ? "is gone" : "are gone")
+                                      : "and this rank wait for each other");
     }
-    const char *verdict = why == MC_I_DISAGREE ? " and this rank call different operations"
-                          : why == MC_I_GONE   ? (v->n == 1 ? " is gone" : " are gone")
-                          : n_up == 1          ? " holds up the others"
-                          : n_up > 1           ? " hold up the others"
-                                               : " and this rank wait for each other";
-    bool all = why != MC_I_TIMED_OUT || n_up == 0;
-    mc_log(MC_LOG_ERROR, __FILE__, __LINE__, "watchdog: report of rank %d at step %lld: rank%s %s%s", v->e->rank,
-           (long long)mc_i_ledger_step(v->e->ledger), (all ? v->n : n_up) == 1 ? "" : "s", all ? rest : who, verdict);
+    mc_log(MC_LOG_ERROR, __FILE__, __LINE__, "watchdog: report of rank %d at step %lld: %s", v->e->rank,
+           (long long)mc_i_ledger_step(v->e->ledger), text);
 }
 
 /* What the rank is doing. */
@@ -163,15 +179,18 @@ static void describe(const sight *v, const seen *s, char *text, size_t cap)
             used = append_rank(who, used, sizeof who, s->wait.ranks[i]);
         }
         mc_i_ledger_op_text(&row, op, sizeof op);
-        snprintf(text, cap, "waits %.3f s in %s for rank%s %s%s", v->now_s - s->wait.since_s, op,
-                 s->wait.n == 1 ? "" : "s", who, s->wait.n > MC_I_LEDGER_MISSING ? " and more" : "");
+        snprintf(text, cap, "waits %.3f s in %s%s%s%s", v->now_s - s->wait.since_s, op,
+                 s->wait.n == 0   ? ""
+                 : s->wait.n == 1 ? " for rank "
+                                  : " for ranks ",
+                 who, s->wait.n > MC_I_LEDGER_MISSING ? " and more" : "");
     } else if (mc_i_ledger_get_own(s->ledger, &row)) {
         snprintf(text, cap, "%s, for %.3f s", row.name, v->now_s - row.begun_s);
     } else if (mc_i_ledger_get_row(s->ledger, mc_i_ledger_last_id(s->ledger), &row)) {
-        snprintf(text, cap, "in no operation, since it %s its last one %.3f s ago", row.done_s > 0 ? "ended" : "began",
+        snprintf(text, cap, "computes; its last operation %s %.3f s ago", row.done_s > 0 ? "ended" : "began",
                  v->now_s - (row.done_s > 0 ? row.done_s : row.begun_s));
     } else {
-        snprintf(text, cap, "in no operation");
+        snprintf(text, cap, "has begun nothing yet");
     }
 }
 
@@ -250,12 +269,9 @@ static bool claim(const mc_i_engine *e)
 
 void mc_i_report(mc_i_engine *e, mc_i_reason why, const int *ranks, int n)
 {
-    alarm(MC_I_END_S);
-    if (e->reported || (why == MC_I_GONE && all_left(e, ranks, n))) {
-        return;
-    }
-    e->reported = true;
-    if (claim(e)) {
+    alarm(why == MC_I_STUCK ? 1 : MC_I_END_S);
+    bool told = why == MC_I_GONE && all_left(e, ranks, n);
+    if (!told && !__atomic_exchange_n(&e->reported, true, __ATOMIC_ACQ_REL) && claim(e)) {
         if (e->boards) { /* no other rank of this machine reports: this one's messages must not be held back */
             mc_log_flush_held();
             mc_log_hold(false);

@@ -200,6 +200,12 @@ static mc_status group_wait(const mc_comm *c, mc_request *req)
     return mc_i_engine_wait(g->engine, req);
 }
 
+static mc_i_engine *group_engine(const mc_comm *c)
+{
+    const mc_i_shm_group *g = c->impl;
+    return g->engine;
+}
+
 static void group_free(mc_i_shm_group *g)
 {
     mc_free(g->ranks);
@@ -271,6 +277,7 @@ mc_status mc_i_comm_shm_create(mc_world *world, const mc_i_members *members, mc_
         .recv_begin = mc_i_shm_recv_begin,
         .wait = group_wait,
         .destroy = group_destroy,
+        .engine = group_engine,
     };
     mc_i_shm_group *g;
     MC_TRY(MC_NEW(&g, "group"));

@@ -198,6 +198,7 @@ void mc_world_close(mc_world *w, bool failed, int exit_status)
     if (!w) {
         return;
     }
+    mc_i_watch_destroy(w->watch);
     if (w->net) {
         mc_status st = failed ? MC_COMM : mc_comm_barrier(&w->comm);
         if (st != MC_OK) {
@@ -236,7 +237,7 @@ uint64_t mc_world_own_begin(mc_world *w, const char *what, const char *path)
 
 void mc_world_own_end(mc_world *w, uint64_t id)
 {
-    mc_i_ledger_own_done(w->engine.ledger, id);
+    mc_i_ledger_ended(w->engine.ledger, id);
 }
 
 void mc_world_ledger(const mc_world *w, char *text_out, size_t cap)

@@ -75,6 +75,9 @@ void mc_world_set_step(mc_world *world, int64_t step);
  * with the path of a file (NULL: none). Ends with the number that begin returned; 0: nothing. */
 uint64_t mc_world_own_begin(mc_world *world, const char *what, const char *path);
 void mc_world_own_end(mc_world *world, uint64_t id);
+/* From now on work of this rank's own in which nothing has moved for the deadline (no byte read or written) ends the
+ * process, with a report: on a disk that hangs for all ranks no rank waits for another. Nothing for one rank. */
+mc_status mc_world_watch(mc_world *world) MC_MUST_CHECK;
 
 /* The ledger of this rank, newest last; at most `cap` bytes. */
 void mc_world_ledger(const mc_world *world, char *text_out, size_t cap);

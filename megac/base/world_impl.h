@@ -100,6 +100,9 @@ mc_status mc_i_comm_shm_create(mc_world *world, const mc_i_members *members, mc_
                                mc_comm *comm_out) MC_MUST_CHECK;
 void mc_i_shared_destroy(mc_i_shared *shared);
 
+typedef struct mc_i_watch mc_i_watch;       /* world_watch.c */
+void mc_i_watch_destroy(mc_i_watch *watch); /* NULL allowed */
+
 struct mc_world {
     mc_job job;
     mc_i_engine engine;
@@ -112,8 +115,9 @@ struct mc_world {
     mc_i_board **boards;        /* the same, by world rank */
     mc_i_shared *maps;          /* newest first */
     int n_maps, n_groups;
-    mc_comm boot; /* by messages: while opening, and the world's when it spans nodes */
-    mc_comm comm; /* the world's */
+    mc_i_watch *watch; /* NULL: none */
+    mc_comm boot;      /* by messages: while opening, and the world's when it spans nodes */
+    mc_comm comm;      /* the world's */
 };
 
 /* This rank's segment, and those of the other members of `with` mapped. Collective over the world, by `over`, also for

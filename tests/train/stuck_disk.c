@@ -1,0 +1,53 @@
+/* A disk that hangs: preloaded (LD_PRELOAD), it keeps calls on some files from ever coming back.
+ *
+ *   STUCK_DISK=RANKS:CALL:TEXT     in the ranks (digits, "01"), CALL (pread or fsync) on a file whose path holds TEXT */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/types.h>
+#include <unistd.h>
+
+static int is_stuck_here(const char *call, int fd)
+{
+    const char *at = getenv("STUCK_DISK"), *rank = getenv("OMPI_COMM_WORLD_RANK");
+    char ranks[16], name[16], part[64], link[64], path[4096];
+    rank = rank ? rank : getenv("RANK");
+    if (!at || !rank || sscanf(at, "%15[^:]:%15[^:]:%63s", ranks, name, part) != 3 || !strchr(ranks, *rank) ||
+        strcmp(name, call) != 0) {
+        return 0;
+    }
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    ssize_t n = readlink(link, path, sizeof path - 1);
+    path[n > 0 ? n : 0] = '\0';
+    return strstr(path, part) != NULL;
+}
+
+static void hang(void)
+{
+    for (;;) {
+        pause();
+    }
+}
+
+int fsync(int fd)
+{
+    if (is_stuck_here("fsync", fd)) {
+        hang();
+    }
+    return ((int (*)(int))dlsym(RTLD_NEXT, "fsync"))(fd);
+}
+
+ssize_t pread(int fd, void *to, size_t bytes, off_t at)
+{
+    if (is_stuck_here("pread", fd)) {
+        hang();
+    }
+    return ((ssize_t (*)(int, void *, size_t, off_t))dlsym(RTLD_NEXT, "pread"))(fd, to, bytes, at);
+}
+
+ssize_t pread64(int fd, void *to, size_t bytes, off_t at)
+{
+    return pread(fd, to, bytes, at);
+}
