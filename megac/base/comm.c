@@ -223,6 +223,20 @@ mc_status mc_comm_broadcast(const mc_comm *c, mc_tensor buf, int root)
     return mc_comm_wait(&req);
 }
 
+mc_status mc_comm_send(const mc_comm *c, mc_tensor buf, int peer)
+{
+    mc_request req;
+    MC_TRY(mc_comm_send_begin(c, buf, peer, &req));
+    return mc_comm_wait(&req);
+}
+
+mc_status mc_comm_recv(const mc_comm *c, mc_tensor buf, int peer)
+{
+    mc_request req;
+    MC_TRY(mc_comm_recv_begin(c, buf, peer, &req));
+    return mc_comm_wait(&req);
+}
+
 mc_status mc_comm_barrier(const mc_comm *c)
 {
     mc_tensor none = mc_tensor_1d(NULL, MC_I32, 0);

@@ -236,6 +236,12 @@ mc_status mt_engine_run_step(mt_engine *e, const ds_loader *loader, int n_micro,
     return pp_exec(plan, &e->groups.pp, &mt_stage_ops, s, stats_out);
 }
 
+int mt_engine_speaker(const mt_engine *e, int replica)
+{
+    const mc_grid *g = &e->setup.grid;
+    return mc_grid_rank(g, (mc_coords){.at = {[MC_AXIS_DP] = replica, [MC_AXIS_PP] = g->size[MC_AXIS_PP] - 1}});
+}
+
 mc_status mt_engine_loss_sum(mt_engine *e, int n_micro, double *sum_out)
 {
     MC_TRY(mt_stage_fetch_losses(e->stage, n_micro));

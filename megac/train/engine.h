@@ -44,6 +44,8 @@ void mt_engine_destroy(mt_engine *e);
  * forward alone otherwise. */
 mc_status mt_engine_run_step(mt_engine *e, const ds_loader *loader, int n_micro, bool training, double loss_scale,
                              pp_stats *stats_out) MC_MUST_CHECK;
+/* The world rank that answers for the outputs of a replica: its last stage, tensor-parallel rank 0. */
+int mt_engine_speaker(const mt_engine *e, int replica);
 /* Waits for that pass: sum of its weighted token losses on this rank; 0 where it has no head. */
 mc_status mt_engine_loss_sum(mt_engine *e, int n_micro, double *sum_out) MC_MUST_CHECK;
 

@@ -87,7 +87,7 @@ static mc_status stop_here(mt_run *run, const char *text, const char *flag)
     long long number = (long long)run->iteration + 1;
     mc_alloc_freeze(false);
     if (run->o->save && run->saved_iteration != run->iteration) {
-        MC_TRY(mt_run_save(run, false, true));
+        MC_TRY(mt_run_save(run, true));
     }
     MC_TRY(mt_saver_finish(run));
     return MC_FAIL(MC_NUMERIC,
@@ -239,10 +239,9 @@ static mc_status evaluate_if_due(mt_run *run)
         return MC_OK;
     }
     MC_TRY(mt_evaluate(run->e, &run->valid, mt_eval_steps(o), NULL, &loss, &tokens));
-    if (o->save_best && (run->best_iteration == 0 || loss < run->best_loss)) {
+    if (o->save_best && isfinite(loss) && (run->best_iteration == 0 || loss < run->best_loss)) {
         run->best_loss = loss;
         run->best_iteration = run->iteration;
-        run->best_is_now = true;
     }
     return mt_metrics_eval_done(&run->metrics, run->iteration, "valid", loss, tokens);
 }
@@ -250,13 +249,11 @@ static mc_status evaluate_if_due(mt_run *run)
 static mc_status save_if_due(mt_run *run, bool ending)
 {
     const mt_options *o = run->o;
-    bool best = run->best_is_now;
-    bool due =
-        (mc_given_int(o->save_interval) && run->iteration % o->save_interval == 0) || run->votes.save > 0 || best;
-    run->best_is_now = false;
+    bool due = (mc_given_int(o->save_interval) && run->iteration % o->save_interval == 0) || run->votes.save > 0 ||
+               run->best_iteration == run->iteration;
     MC_TRY(mt_saver_poll(run, (int)run->votes.written));
     if (o->save && run->saved_iteration != run->iteration && (due || ending)) {
-        MC_TRY(mt_run_save(run, best, ending));
+        MC_TRY(mt_run_save(run, ending));
     }
     return ending ? mt_saver_finish(run) : MC_OK;
 }

@@ -1,6 +1,7 @@
 /* A disk that hangs: preloaded (LD_PRELOAD), it keeps calls on some files from ever coming back.
  *
- *   STUCK_DISK=RANKS:CALL:TEXT     in the ranks (digits, "01"), CALL (pread or fsync) on a file whose path holds TEXT */
+ *   STUCK_DISK=RANKS:CALL:TEXT     in the ranks (digits, "01"), CALL (pread or fsync) on a file whose path holds TEXT
+ */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdio.h>
@@ -44,7 +45,7 @@ ssize_t pread(int fd, void *to, size_t bytes, off_t at)
     if (is_stuck_here("pread", fd)) {
         hang();
     }
-    return ((ssize_t (*)(int, void *, size_t, off_t))dlsym(RTLD_NEXT, "pread"))(fd, to, bytes, at);
+    return ((ssize_t(*)(int, void *, size_t, off_t))dlsym(RTLD_NEXT, "pread"))(fd, to, bytes, at);
 }
 
 ssize_t pread64(int fd, void *to, size_t bytes, off_t at)

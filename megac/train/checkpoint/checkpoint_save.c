@@ -34,21 +34,16 @@ static mc_status gather_make_room(const mc_comm *comm, gather *g)
 /* Point to point, so that only rank 0 holds the tables of thousands of ranks. */
 static mc_status gather_move(const mc_comm *comm, const mt_text *mine, gather *g)
 {
-    mc_request req;
     if (comm->rank > 0) {
-        if (mine->bytes == 0) {
-            return MC_OK;
-        }
-        MC_TRY(mc_comm_send_begin(comm, mc_tensor_1d(mine->data, MC_U8, (int64_t)mine->bytes), 0, &req));
-        return mc_comm_wait(&req);
+        mc_tensor all = mc_tensor_1d(mine->data, MC_U8, (int64_t)mine->bytes);
+        return mine->bytes > 0 ? mc_comm_send(comm, all, 0) : MC_OK;
     }
     size_t at = 0;
     for (int r = 0; r < comm->size; r++) {
         if (r == 0 && mine->bytes > 0) {
             memcpy(g->all, mine->data, mine->bytes);
         } else if (r > 0 && g->bytes[r] > 0) {
-            MC_TRY(mc_comm_recv_begin(comm, mc_tensor_1d(g->all + at, MC_U8, g->bytes[r]), r, &req));
-            MC_TRY(mc_comm_wait(&req));
+            MC_TRY(mc_comm_recv(comm, mc_tensor_1d(g->all + at, MC_U8, g->bytes[r]), r));
         }
         at += (size_t)g->bytes[r];
     }

@@ -16,18 +16,6 @@ static mc_status fill(const mt_shards *s, mc_tensor x)
 
 /* ---- parameters ---- */
 
-static mc_status begin_gather(mt_shards *s, int unit)
-{
-    mt_shard *d = &s->units[unit];
-    int b = buffer_of(s, s->param_buffers, unit);
-    MC_ASSERT(!d->gathering);
-    if (b >= 0) {
-        s->held[b] = unit;
-    }
-    d->gathering = true;
-    return mc_comm_all_gather_begin(s->comm, d->param_part, d->param, &d->gather);
-}
-
 static mc_status wait_gather(mt_shard *d)
 {
     if (!d->gathering) {
@@ -35,6 +23,20 @@ static mc_status wait_gather(mt_shard *d)
     }
     d->gathering = false;
     return mc_comm_wait(&d->gather);
+}
+
+/* A buffer takes another unit only when the one before has come, if nobody waited for it. */
+static mc_status begin_gather(mt_shards *s, int unit)
+{
+    mt_shard *d = &s->units[unit];
+    int b = buffer_of(s, s->param_buffers, unit);
+    MC_ASSERT(!d->gathering);
+    if (b >= 0) {
+        MC_TRY(s->held[b] >= 0 ? wait_gather(&s->units[s->held[b]]) : MC_OK);
+        s->held[b] = unit;
+    }
+    d->gathering = true;
+    return mc_comm_all_gather_begin(s->comm, d->param_part, d->param, &d->gather);
 }
 
 mc_status mt_shards_acquire(mt_shards *s, int unit, int next)

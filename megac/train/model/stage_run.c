@@ -282,6 +282,14 @@ static bool use_held(mt_stage *s, int slot, int l)
     return held;
 }
 
+/* The block whose parameters are needed first when block l's backward is done: one before it, or the first of the group
+ * that is computed again. */
+static int block_after(const mt_stage *s, int l)
+{
+    int first, end;
+    return l > 0 && mt_stage_group(s, l - 1, &first, &end) && l == end ? first : l - 1;
+}
+
 /* Gradient of block l's output -> of its input, in place. */
 static mc_status backward_block(mt_stage *s, const mt_micro *m, int slot, int l, mc_tensor dh)
 {
@@ -292,7 +300,7 @@ static mc_status backward_block(mt_stage *s, const mt_micro *m, int slot, int l,
     } else {
         MC_TRY(run_group_again(s, m, slot, l));
     }
-    MC_TRY(acquire_block(s, l, l - 1));
+    MC_TRY(acquire_block(s, l, block_after(s, l)));
     MC_TRY(mt_shards_open_grads(&s->shards, s->params.first_block_unit + l));
     return mt_block_bwd(&x, &s->blocks[l], m, &stash, dh);
 }
