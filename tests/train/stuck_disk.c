@@ -1,8 +1,8 @@
-/* A disk that hangs: preloaded (LD_PRELOAD), it keeps calls on some files from ever coming back.
+/* A disk that hangs. Preloaded (LD_PRELOAD), it keeps calls on some files from ever coming back.
  *
- *   STUCK_DISK=RANKS:CALL:TEXT     in the ranks (digits, "01"), CALL (pread or fsync) on a file whose path holds TEXT
- */
-#define _GNU_SOURCE
+ *   STUCK_DISK=RANKS:CALL:TEXT   in the ranks (digits, "01"), CALL (pread or fsync) on files whose path holds TEXT
+ *   STUCK_FROM=PATH              only once this file exists */
+#undef _FILE_OFFSET_BITS /* which gives pread the name pread64: both are defined here */
 #include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,9 +14,10 @@ static int is_stuck_here(const char *call, int fd)
 {
     const char *at = getenv("STUCK_DISK"), *rank = getenv("OMPI_COMM_WORLD_RANK");
     char ranks[16], name[16], part[64], link[64], path[4096];
+    const char *from = getenv("STUCK_FROM");
     rank = rank ? rank : getenv("RANK");
     if (!at || !rank || sscanf(at, "%15[^:]:%15[^:]:%63s", ranks, name, part) != 3 || !strchr(ranks, *rank) ||
-        strcmp(name, call) != 0) {
+        strcmp(name, call) != 0 || (from && access(from, F_OK) != 0)) {
         return 0;
     }
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
