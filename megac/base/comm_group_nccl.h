@@ -52,7 +52,8 @@ typedef struct mc_nccl mc_nccl;
 /* Between two looks at NCCL. */
 static inline void mc_i_nccl_nap(void)
 {
-    nanosleep(&(struct timespec){.tv_nsec = 20000}, NULL);
+    struct timespec t = {0, 20000};
+    nanosleep(&t, NULL);
 }
 mc_status mc_i_nccl_failed(const mc_nccl *g, ncclResult_t r, const char *what) MC_MUST_CHECK;
 

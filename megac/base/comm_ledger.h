@@ -14,7 +14,7 @@ extern "C" {
 
 enum {
     MC_I_LEDGER_OPS = 64,
-    MC_I_LEDGER_NAME_BYTES = 96, /* a multiple of 8; longer texts lose their beginning */
+    MC_I_LEDGER_NAME_BYTES = 160, /* a multiple of 8; longer texts lose their beginning */
     MC_I_LEDGER_MISSING = 8,
 };
 

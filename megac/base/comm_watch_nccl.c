@@ -167,6 +167,7 @@ mc_status mc_nccl_wait_event(mc_cuda *cuda, cudaEvent_t event)
         }
         mc_i_nccl_nap();
     }
+    (void)progress(cuda); /* for the ledger */
     if (waits) {
         mc_i_ledger_waits(waits->ledger, 0, 0, NULL, 0);
     }

@@ -1,7 +1,7 @@
 /* A disk that hangs. Preloaded (LD_PRELOAD), it keeps calls on some files from ever coming back.
  *
- *   STUCK_DISK=RANKS:CALL:TEXT   in the ranks (digits, "01"), CALL (pread or fsync) on files whose path holds TEXT
- *   STUCK_FROM=PATH              only once this file exists */
+ *   STUCK_DISK=RANKS:CALL:N:TEXT   in the ranks (digits, "01"), the N-th CALL (pread or fsync) on files whose path
+ * holds TEXT, and those after it */
 #undef _FILE_OFFSET_BITS /* which gives pread the name pread64: both are defined here */
 #include <dlfcn.h>
 #include <stdio.h>
@@ -12,18 +12,19 @@
 
 static int is_stuck_here(const char *call, int fd)
 {
+    static long n_calls;
     const char *at = getenv("STUCK_DISK"), *rank = getenv("OMPI_COMM_WORLD_RANK");
     char ranks[16], name[16], part[64], link[64], path[4096];
-    const char *from = getenv("STUCK_FROM");
+    long from;
     rank = rank ? rank : getenv("RANK");
-    if (!at || !rank || sscanf(at, "%15[^:]:%15[^:]:%63s", ranks, name, part) != 3 || !strchr(ranks, *rank) ||
-        strcmp(name, call) != 0 || (from && access(from, F_OK) != 0)) {
+    if (!at || !rank || sscanf(at, "%15[^:]:%15[^:]:%ld:%63s", ranks, name, &from, part) != 4 ||
+        !strchr(ranks, *rank) || strcmp(name, call) != 0) {
         return 0;
     }
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
     ssize_t n = readlink(link, path, sizeof path - 1);
     path[n > 0 ? n : 0] = '\0';
-    return strstr(path, part) != NULL;
+    return strstr(path, part) && __atomic_add_fetch(&n_calls, 1, __ATOMIC_SEQ_CST) >= from;
 }
 
 static void hang(void)

@@ -11,7 +11,7 @@ import pytest
 from megac_runs import MEGAC, MPI_ENV, run
 
 STUCK_DISK = MEGAC.parent / "tests/train/libstuck_disk.so"
-DEADLINE_S = 4.8
+DEADLINE_S = 3.6
 # What a rank may take to end after its report, and a launcher to end the others.
 END_S = 12
 SHAPE = (
@@ -100,7 +100,7 @@ def test_a_stopped_rank(tmp_path):
     assert sorted(ranks) == [0, 1, 2, 3]
     os.kill(ranks[3], signal.SIGSTOP)
     said = job.end(ranks.values(), time.monotonic())
-    assert re.search(r"error: \w+ of (tp|pp|dp|world) #\d+ \(\d+ bytes\) waited 4\.\d s for rank", said)
+    assert re.search(r"error: \w+ of (tp|pp|dp|world) #\d+ \(\d+ bytes\) waited [3-9]\.\d s for rank", said)
     assert re.search(r"watchdog: report of rank [012] at step \d+: rank 3 holds up the others", said)
     assert re.search(rf"watchdog: rank 3, process {ranks[3]} \(stopped\), step \d+: (computes|waits|reads data)", said)
     operations(said, 3)
@@ -108,18 +108,19 @@ def test_a_stopped_rank(tmp_path):
 
 def test_a_stuck_disk(tmp_path):
     """A rank hangs in a save, one of another job where it reads data: both at once, to wait for one deadline."""
-    (tmp_path / "text").write_text("\n".join(f"line {7919 * i % 10007} {i}" for i in range(60000)))
+    # Some 90 chunks: the first 50 reads are those at the start and of the first steps.
+    (tmp_path / "text").write_text("\n".join(f"line {7919 * i % 10007} {i}" for i in range(320000)))
     run(["prepare", "--input", tmp_path / "text", "--output-prefix", tmp_path / "corpus", "--compress"])
     for name in ("save", "read"):
         (tmp_path / name).mkdir()
     jobs = {
         "save": Job(
             "launch", 2, [*MOCK, "--tp", "2", "--save", tmp_path / "save/ck", "--save-interval", "2"], tmp_path / "save",
-            LD_PRELOAD=str(STUCK_DISK), STUCK_DISK="1:fsync:shard_00001",
+            LD_PRELOAD=str(STUCK_DISK), STUCK_DISK="1:fsync:1:shard_00001",
         ),
         "read": Job(
             "launch", 2, ["--data-path", tmp_path / "corpus"], tmp_path / "read",
-            LD_PRELOAD=str(STUCK_DISK), STUCK_DISK="1:pread:corpus.h5", STUCK_FROM=str(tmp_path / "now"),
+            LD_PRELOAD=str(STUCK_DISK), STUCK_DISK="1:pread:50:corpus.h5",
         ),
     }  # fmt: skip
     ranks = {}
@@ -127,13 +128,12 @@ def test_a_stuck_disk(tmp_path):
         job.wait_for_step()
         ranks[name] = list(job.ranks().values())
         assert len(ranks[name]) == 2
-    (tmp_path / "now").touch()
     started = time.monotonic()
     saves, reads = (jobs[name].end(ranks[name], started) for name in ("save", "read"))
     shard = r"saves iteration 2: \S*/ck/iter_0000002\.tmp/shard_00001_of_00002\.safetensors"
     assert "report of rank 0 at step 2: rank 1 holds up the others" in saves
-    assert re.search(rf"watchdog: rank 1, process \d+ \(sleeps\), step 2: {shard}, for 4\.\d+ s", saves)
+    assert re.search(rf"watchdog: rank 1, process \d+ \(sleeps\), step 2: {shard}, for [3-9]\.\d+ s", saves)
     assert re.match(rf"{shard}, step 2, begun [0-9.]+ s ago, under way", operations(saves, 1)[-1])
     assert re.search(r"report of rank 0 at step \d+: rank 1 holds up the others", reads)
-    assert re.search(r"watchdog: rank 1, process \d+ \(sleeps\), step \d+: reads data, for 4\.\d+ s", reads)
+    assert re.search(r"watchdog: rank 1, process \d+ \(sleeps\), step \d+: reads data, for [3-9]\.\d+ s", reads)
     assert operations(reads, 1)[-1].startswith("reads data, ")
