@@ -11,12 +11,13 @@ extern "C" {
 
 /* The communicators of this rank. */
 typedef struct mt_groups {
-    mc_comm tp, dp, pp;
+    mc_comm tp, pp;
+    mc_comm dp, across;  /* replicas: within and across of mt_shard_comms */
     mc_comm kv_replicas; /* tensor-parallel ranks that hold the same key/value heads */
     mc_comm embedding;   /* first and last stage, where they hold a tied embedding twice */
 } mt_groups;
 
-enum { MT_N_GROUPS = 5 };
+enum { MT_N_GROUPS = sizeof(mt_groups) / sizeof(mc_comm) };
 
 typedef struct mt_engine {
     mt_setup setup;

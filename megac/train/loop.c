@@ -38,12 +38,14 @@ static bool passed_over(const mt_run *run)
 }
 
 /* Loss weights of the global batch: masked tokens weigh nothing. Known before the backward, so that gradients need no
- * second scaling. */
+ * second scaling. Summed by the hosts, over the world: every rank of a replica has its weight, a whole number. */
 static mc_status total_weight(mt_run *run, double local, double *total_out)
 {
     mc_tensor t = mc_tensor_1d(&local, MC_F64, 1);
     if (run->o->eod_mask_loss) {
-        MC_TRY(mc_comm_all_reduce(&run->e->groups.dp, t, t, MC_SUM));
+        const mc_comm *world = mc_world_comm(run->e->world);
+        MC_TRY(mc_comm_all_reduce(world, t, t, MC_SUM));
+        local /= (double)world->size / run->e->place.dp;
         *total_out = local > 0 ? local : 1; /* a batch of masked tokens only: loss 0, gradient 0 */
         return MC_OK;
     }

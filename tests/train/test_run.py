@@ -107,9 +107,10 @@ def test_masked_targets_do_not_count(tmp_path):
     args = [*shape[:at], "--global-batch-size", "4", "--train-iters", "6", "--data-path", tmp_path / "t", "--split", "1"]
     plain, _ = train(args, 1, tmp_path, "plain")
     one, _ = train([*args, "--eod-mask-loss"], 1, tmp_path, "one")
-    four, _ = train([*args, "--eod-mask-loss"], 4, tmp_path, "four")
-    for a, b in zip(four, one):
-        assert a["lm_loss"] == pytest.approx(b["lm_loss"], rel=1e-5)
+    for layout in ([], ["--tp", "2"], ["--pp", "2"]):
+        four, _ = train([*args, "--eod-mask-loss", *layout], 4, tmp_path, "four")
+        for a, b in zip(four, one, strict=True):
+            assert a["lm_loss"] == pytest.approx(b["lm_loss"], rel=1e-5)
     assert one[-1]["lm_loss"] != plain[-1]["lm_loss"]
 
 

@@ -71,7 +71,8 @@ void mt_ckpt_writer_destroy(mt_ckpt_writer *writer); /* NULL allowed */
 typedef struct mt_checkpoint mt_checkpoint;
 
 /* Opens a checkpoint for reading: `path` is SAVE (the latest iteration, or `step` >= 0) or an iter_N directory.
- * MC_NOTFOUND, MC_INPUT. No communication. */
+ * A latest one that is not the newest there (a run that was resumed earlier, a save that was killed between its two
+ * renames, a damaged number) is warned of. MC_NOTFOUND, MC_INPUT. No communication. */
 mc_status mt_checkpoint_open(const char *path, int64_t step, mt_checkpoint **ckpt_out) MC_MUST_CHECK;
 void mt_checkpoint_close(mt_checkpoint *ckpt);
 /* Strings and pointers stay valid until close. */

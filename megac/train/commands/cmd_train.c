@@ -64,12 +64,35 @@ static mc_status carry_files(const char *from, const char *save)
     return mc_file_exists(to) ? MC_OK : mt_carry(dir, true, to);
 }
 
+/* --override-ckpt-iteration, Megatron-LM's rule: the place in the data follows from the iteration, by this run's batch
+ * sizes; what was learned, and how far the learning rate has come, stay the checkpoint's. */
+static void override_iteration(mt_run *run)
+{
+    run->iteration = run->o->override_ckpt_iteration;
+    run->consumed_samples = mt_batch_samples(&run->e->setup.batch, 0, run->iteration);
+    run->consumed_tokens = run->consumed_samples * (uint64_t)run->o->seq_length;
+    run->skipped_iterations = 0;
+    if (run->metrics.speaks) {
+        MC_INFO("--override-ckpt-iteration: the next step is %lld, from sample %llu on", (long long)run->iteration + 1,
+                (unsigned long long)run->consumed_samples);
+    }
+}
+
 static mc_status load(mt_run *run, mt_session *s)
 {
     const mt_options *o = run->o;
+    bool override = mc_given_int(o->override_ckpt_iteration);
+    if (override && (!s->weights || s->start.weights_only) && run->metrics.speaks) {
+        MC_WARN("--override-ckpt-iteration %lld has no effect: --load %s has no checkpoint yet; the run starts at "
+                "iteration 0",
+                (long long)o->override_ckpt_iteration, o->load);
+    }
     if (s->weights) {
         MC_TRY(mt_run_load(run, s->weights, s->start.weights_only));
         mt_session_drop_weights(s);
+        if (override && !s->start.weights_only) {
+            override_iteration(run);
+        }
         return o->save && run->metrics.speaks ? carry_files(s->start.path, o->save) : MC_OK;
     }
     if (o->load && run->metrics.speaks) {

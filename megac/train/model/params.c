@@ -149,7 +149,7 @@ static int add_row(builder *b, const spec *s, int layer, uint32_t stream)
     }
     shard(b, s, row);
     bool first_holder = s->shard != WHOLE || b->p->tp_rank == 0;
-    row->counts_in_norm = first_holder;
+    row->counts_in_norm = first_holder && b->p->instance == 0;
     row->writes = first_holder && b->p->dp_rank == 0;
     row->unit = b->out->n_units - 1;
     row->offset = b->out->slab_elems;

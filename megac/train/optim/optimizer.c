@@ -134,7 +134,7 @@ static mc_status cut_pieces(mt_optimizer *o, int64_t n_chunks)
 static mc_status make_pieces(mt_optimizer *o)
 {
     const mt_shards *d = &o->stage->shards;
-    bool separate = d->own_main;
+    bool separate = d->own_main && !d->host; /* else they are rounded when they are published */
     int n_units = d->params->n_units;
     int64_t n_chunks = o->offload ? mt_shards_state_elems(d) / MT_OFFLOAD_CHUNK + n_units + 1 : 0;
     MC_TRY(MC_NEW_N(&o->pieces, n_units + 1 + n_chunks, "optimizer pieces"));
