@@ -67,6 +67,8 @@ struct mc_comm_ops {
     mc_status (*recv_begin)(const mc_comm *c, mc_request *req);
     mc_status (*wait)(const mc_comm *c, mc_request *req);
     void (*destroy)(mc_comm *c);
+    /* (optional) default: none. The engine whose ledger has the group's operations. */
+    struct mc_i_engine *(*engine)(const mc_comm *c);
     /* Data are never touched: buffers may be measuring arenas' addresses, and are not checked. */
     bool plans_only;
 };

@@ -38,7 +38,7 @@ static mc_status device_group(mt_engine *e, mc_comm *group)
     *group = (mc_comm){0};
     if (e->dev.ops->comm_create && (!o->comm || strcmp(o->comm, "nccl") == 0)) {
         MC_TRY(e->dev.ops->comm_create(&e->dev, host, e->ly.stream, group == &e->groups.pp,
-                                       60.0 * (double)o->distributed_timeout_minutes, &made));
+                                       60.0 * o->distributed_timeout_minutes, &made));
     } else {
         MC_TRY(mc_comm_staged(&e->dev, host, e->ly.stream, &made));
     }

@@ -146,8 +146,12 @@ static mc_status decide(mt_run *run, double lr, step_outcome *out)
     if (finding != MT_SANE) {
         return leave_out(run, finding, text, out);
     }
+    uint64_t own = run->o->optimizer_offload_path
+                       ? mc_world_own_begin(run->world, "updates with moments in", run->o->optimizer_offload_path)
+                       : 0;
     MC_TRY(mt_optimizer_update(run->e->optimizer, lr, mt_decoupled_lr_at(&run->lr, at),
                                mt_weight_decay_at(&run->lr, at), 1 / scale, out->grad_norm));
+    mc_world_own_end(run->world, own);
     mt_stability_accept(&run->stability, out->loss, out->grad_norm);
     out->updated = true;
     return MC_OK;
@@ -183,7 +187,8 @@ static mc_status train_step(mt_run *run, mt_metrics_step *out)
         .written = mt_saver_written(&run->saver),
     };
 
-    MC_TRY(ds_loader_next(run->train.loader, &weight));
+    mc_world_set_step(run->world, run->iteration + 1);
+    MC_TRY(mt_feed_next(run->world, &run->train, &weight));
     uint64_t next = run->consumed_samples + (uint64_t)batch;
     MC_TRY(ds_loader_request(run->train.loader, next,
                              mt_setup_micros(&e->setup, mt_batch_size_at(&e->setup.batch, next))));
@@ -214,6 +219,18 @@ static mc_status train_step(mt_run *run, mt_metrics_step *out)
         .decision = outcome.decision,
     };
     return MC_OK;
+}
+
+/* Files, and pipes that nobody empties, may block. */
+static mc_status tell(mt_run *run, const mt_metrics_step *step)
+{
+    if (!run->metrics.speaks) {
+        return MC_OK;
+    }
+    uint64_t own = mc_world_own_begin(run->world, "writes metrics and progress", NULL);
+    mc_status st = mt_metrics_step_done(&run->metrics, step);
+    mc_world_own_end(run->world, own);
+    return st;
 }
 
 static mc_status evaluate_if_due(mt_run *run)
@@ -281,7 +298,7 @@ mc_status mt_loop(mt_run *run, mt_end *end_out)
         double started = mc_now();
         mc_alloc_freeze(run->iteration > first_iteration);
         MC_TRY(train_step(run, &step));
-        MC_TRY(mt_metrics_step_done(&run->metrics, &step));
+        MC_TRY(tell(run, &step));
         MC_TRY(evaluate_if_due(run));
         profile_step(run, run->iteration - first_iteration, mc_now() - started);
         stop =

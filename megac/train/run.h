@@ -66,6 +66,8 @@ mc_status mt_source_open(const mt_options *o, ds_split which, bool whole, ds_sou
 
 /* Reads ahead from the feed's source (nothing where it has none), into memory that the engine's device copies from. */
 mc_status mt_feed_open(mt_engine *e, mt_feed *feed) MC_MUST_CHECK;
+/* ds_loader_next, in the ledger of the rank. */
+mc_status mt_feed_next(mc_world *world, const mt_feed *feed, double *weight_out) MC_MUST_CHECK;
 /* Before the engine is destroyed. */
 void mt_feed_close(mt_feed *feed);
 

@@ -150,6 +150,8 @@ def test_killed_rank_ends_the_job(tmp_path):
     assert job.returncode not in (0, None)
     # mpirun names the dead rank too; this line is megac's, and says what the other rank was waiting for.
     assert re.search(rf"megac.*error: rank 1 \(process {victim}\) is gone while \w+ of \w+", stderr)
+    assert re.search(rf"watchdog: rank 1, process {victim} \(gone\), step \d+: (computes|waits|reads data)", stderr)
+    assert 1 <= len(re.findall(r"watchdog: rank 1 did: .*, step \d+, begun [0-9.]+ s ago", stderr)) <= 6
 
 
 def test_one_rank_that_fails_ends_the_job(tmp_path):

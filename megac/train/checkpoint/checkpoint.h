@@ -63,6 +63,8 @@ typedef struct mt_ckpt_writer mt_ckpt_writer;
 mc_status mt_ckpt_begin(const char *dir, mc_world *world, const mt_ckpt_state *state, const mt_ckpt_item *items,
                         int n_items, mt_ckpt_writer **writer_out) MC_MUST_CHECK;
 mc_status mt_ckpt_write(mt_ckpt_writer *writer) MC_MUST_CHECK;
+/* mc_world_own_begin of that: for the thread that writes, or that waits for the one that does. */
+uint64_t mt_ckpt_note(const mt_ckpt_writer *writer);
 mc_status mt_ckpt_commit(mt_ckpt_writer *writer, mc_status written) MC_MUST_CHECK;
 void mt_ckpt_writer_destroy(mt_ckpt_writer *writer); /* NULL allowed */
 

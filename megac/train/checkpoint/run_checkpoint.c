@@ -6,6 +6,7 @@
 /* What a checkpoint does not have (a padded vocabulary's last rows) keeps its initial value: hence the read. */
 static mc_status read_items(mt_weights *w, mt_engine *e, bool with_optimizer)
 {
+    uint64_t own = mc_world_own_begin(e->world, "loads", mt_weights_path(w));
     mt_contents c;
     mc_status st = mt_contents_open(&c, e, with_optimizer, false);
     for (int i = 0; i < c.n_items && st == MC_OK; i++) {
@@ -15,6 +16,7 @@ static mc_status read_items(mt_weights *w, mt_engine *e, bool with_optimizer)
         st = mt_host_view_write(&c.stores[i]);
     }
     mt_contents_close(&c);
+    mc_world_own_end(e->world, own);
     return st == MC_OK ? mt_stage_refresh_params(e->stage) : st;
 }
 

@@ -37,7 +37,7 @@ static void drop(mt_saver *s)
 
 static void join(mt_saver *s)
 {
-    if (s->threaded) {
+    if (s->threaded) { /* which may never end, on a disk that hangs */
         pthread_join(s->thread, NULL);
         s->threaded = false;
     }
@@ -118,7 +118,9 @@ static mc_status settle(mt_run *run)
     if (best) {
         MC_TRY(mt_checkpoint_mark_best(o->save, s->iteration));
     }
+    uint64_t own = mc_world_own_begin(run->world, "removes old checkpoints of", o->save);
     mt_checkpoint_retain(o->save, &policy);
+    mc_world_own_end(run->world, own);
     if (!run->metrics.speaks) {
         return MC_OK;
     }
@@ -135,7 +137,9 @@ static mc_status commit(mt_run *run)
 {
     mt_saver *s = &run->saver;
     double started = mc_now();
+    uint64_t own = mt_ckpt_note(s->writer);
     join(s);
+    mc_world_own_end(run->world, own);
     mc_status st = mt_ckpt_commit(s->writer, s->written);
     drop(s);
     if (s->waited >= 0) {
@@ -160,13 +164,17 @@ mc_status mt_run_save(mt_run *run, bool now)
     }
     run->saved_iteration = run->iteration;
     if (!behind) {
+        uint64_t own = mt_ckpt_note(s->writer);
         s->written = mt_ckpt_write(s->writer);
+        mc_world_own_end(run->world, own);
         s->waited = -1;
         return commit(run);
     }
     s->threaded = pthread_create(&s->thread, NULL, write_behind, s) == 0;
     if (!s->threaded) { /* a rank without a thread writes at once, and commits when the others do */
+        uint64_t own = mt_ckpt_note(s->writer);
         write_behind(s);
+        mc_world_own_end(run->world, own);
     }
     s->waited = mc_now() - s->begun;
     return MC_OK;

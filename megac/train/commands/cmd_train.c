@@ -123,7 +123,9 @@ static void say_hello(const mt_run *run)
 static mc_status train(mt_run *run, mt_session *s, mt_end *end_out)
 {
     mt_options *o = s->o;
+    uint64_t own = mc_world_own_begin(run->world, "opens the data", NULL);
     MC_TRY(mt_source_open(o, DS_TRAIN, false, &run->train.source));
+    mc_world_own_end(run->world, own);
     if (!run->train.source) {
         return MC_FAIL(MC_INVALID,
                        "no training data: give --data-path PREFIX (made by `megac prepare`) or --mock-data");

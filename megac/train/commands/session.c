@@ -87,9 +87,10 @@ mc_status mt_session_open(mt_session *s, mt_command command, const mc_job *job, 
     MC_TRY_GOTO(st, adopt(s), undo_session);
     MC_TRY_GOTO(st, mt_options_finish(s->o, job->size), undo_session);
     MC_TRY_GOTO(st, check_same_model(s), undo_session);
-    MC_TRY_GOTO(st, mc_world_open(job, host_comm(s->o), 60.0 * (double)s->o->distributed_timeout_minutes, &s->world),
+    MC_TRY_GOTO(st, mc_world_open(job, host_comm(s->o), 60.0 * s->o->distributed_timeout_minutes, &s->world),
                 undo_session);
     MC_TRY_GOTO(st, compare(s), undo_session);
+    MC_TRY_GOTO(st, mc_world_watch(s->world), undo_session);
     return MC_OK;
 undo_session:
     mt_session_close(s, st);
