@@ -7,8 +7,8 @@ usage() {
     cat <<'EOT'
 usage: tests/run.sh [--quick] [--suite NAME] [-k EXPR] [--build-dir DIR]
   --quick          without the build under address and undefined-behaviour sanitizers
-  --suite NAME     one area only: lint, base, layers, cuda, tensor_parallel, pipeline, datasets, train, convert,
-                   launch
+  --suite NAME     one area only: lint, base, layers, cuda, tensor_parallel, pipeline, datasets, train, convert, launch;
+                   or mutations: damaged files of three of them (tests/mutate.h)
   -k EXPR          passed to pytest: only the Python tests that match
   --build-dir DIR  build folder (default: build in the repository; the sanitizer build is DIR-asan)
 EOT

@@ -16,6 +16,11 @@ const char *mc_i_kind_name(int kind)
     return kind >= 0 && kind < (int)(sizeof names / sizeof names[0]) ? names[kind] : "unknown operation";
 }
 
+mc_i_engine *mc_i_comm_engine(const mc_comm *c)
+{
+    return c->ops->engine ? c->ops->engine(c) : NULL;
+}
+
 size_t mc_i_request_bytes(const mc_request *req)
 {
     return mc_tensor_bytes(req->kind == MC_I_RECV ? req->out : req->in);
@@ -34,7 +39,7 @@ mc_i_call mc_i_call_of(const mc_request *req)
     };
 }
 
-mc_status mc_i_call_compare(const mc_comm *c, const mc_i_call *mine, const mc_i_call *theirs, int rank)
+mc_status mc_i_call_compare(mc_i_engine *e, const mc_comm *c, const mc_i_call *mine, const mc_i_call *theirs, int rank)
 {
     static const char *const ops[] = {"sum", "max", "min"};
     if (mine->kind == theirs->kind && mine->dtype == theirs->dtype && mine->op == theirs->op &&
@@ -54,10 +59,12 @@ mc_status mc_i_call_compare(const mc_comm *c, const mc_i_call *mine, const mc_i_
                  (unsigned long long)call[i]->bytes, mc_dtype_name((mc_dtype)call[i]->dtype),
                  (unsigned long long)call[i]->seq);
     }
-    return MC_FAIL(MC_MISMATCH,
-                   "%s: this rank is at %s, rank %d at %s; every rank of the group must call the same operations with "
-                   "the same shapes, in the same order",
-                   c->name, text[0], rank, text[1]);
+    mc_status st = MC_FAIL(MC_MISMATCH,
+                           "%s: this rank is at %s, rank %d at %s; every rank of the group must call the same "
+                           "operations with the same shapes, in the same order",
+                           c->name, text[0], rank, text[1]);
+    mc_i_report(e, MC_I_DISAGREE, &rank, 1);
+    return st;
 }
 
 static mc_status check_tensor(const mc_comm *c, const char *call, const char *role, mc_tensor t)
@@ -213,6 +220,20 @@ mc_status mc_comm_broadcast(const mc_comm *c, mc_tensor buf, int root)
     MC_TRY(check_peer(c, call, root, true));
     mc_request req = {.comm = c, .kind = MC_I_BROADCAST, .in = buf, .out = buf, .peer = root};
     MC_TRY(c->ops->broadcast_begin(c, &req));
+    return mc_comm_wait(&req);
+}
+
+mc_status mc_comm_send(const mc_comm *c, mc_tensor buf, int peer)
+{
+    mc_request req;
+    MC_TRY(mc_comm_send_begin(c, buf, peer, &req));
+    return mc_comm_wait(&req);
+}
+
+mc_status mc_comm_recv(const mc_comm *c, mc_tensor buf, int peer)
+{
+    mc_request req;
+    MC_TRY(mc_comm_recv_begin(c, buf, peer, &req));
     return mc_comm_wait(&req);
 }
 

@@ -67,6 +67,8 @@ struct mc_comm_ops {
     mc_status (*recv_begin)(const mc_comm *c, mc_request *req);
     mc_status (*wait)(const mc_comm *c, mc_request *req);
     void (*destroy)(mc_comm *c);
+    /* (optional) default: none. The engine whose ledger has the group's operations. */
+    struct mc_i_engine *(*engine)(const mc_comm *c);
     /* Data are never touched: buffers may be measuring arenas' addresses, and are not checked. */
     bool plans_only;
 };
@@ -83,6 +85,8 @@ mc_status mc_comm_all_gather(const mc_comm *c, mc_tensor in, mc_tensor out) MC_M
 mc_status mc_comm_reduce_scatter(const mc_comm *c, mc_tensor in, mc_tensor out) MC_MUST_CHECK;
 /* Copies `root`'s buf to every rank. */
 mc_status mc_comm_broadcast(const mc_comm *c, mc_tensor buf, int root) MC_MUST_CHECK;
+mc_status mc_comm_send(const mc_comm *c, mc_tensor buf, int peer) MC_MUST_CHECK;
+mc_status mc_comm_recv(const mc_comm *c, mc_tensor buf, int peer) MC_MUST_CHECK;
 mc_status mc_comm_barrier(const mc_comm *c) MC_MUST_CHECK;
 
 /* The same, split: begin, then other work, then wait. Operations between two ranks are received in the order sent.

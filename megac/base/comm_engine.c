@@ -1,9 +1,7 @@
 /* Advances the operations under way of one world, and waits: some microseconds of spinning, then giving the core away,
  * then sleeping until a peer rings; always against the deadline and with an eye on the peers' lives. */
-#include <errno.h>
 #include <linux/futex.h>
 #include <sched.h>
-#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -21,7 +19,6 @@ enum {
     SLEEP_NS = 50000000,  /* a wake-up can be missed by a dying peer only; the deadline and lives are looked at */
     SLEEP_POLLED_NS = 50000,
     MISSING_NAMED = 16,
-    REPORTED_OPS = 6,
 };
 static const double LIFE_SIGN_S = 0.1;
 
@@ -53,8 +50,8 @@ void mc_i_engine_init(mc_i_engine *e, double deadline_s, int local_size)
 {
     cpu_set_t cpus;
     int n_cpus = sched_getaffinity(0, sizeof cpus, &cpus) == 0 ? CPU_COUNT(&cpus) : 1;
-    *e = (mc_i_engine){.deadline_s = deadline_s, .n_spins = local_size <= n_cpus ? SPINS : 0};
-    mc_i_ledger_init(&e->ledger);
+    *e = (mc_i_engine){.deadline_s = deadline_s, .n_spins = local_size <= n_cpus ? SPINS : 0, .n_ranks = 1};
+    e->ledger = &e->own;
 }
 
 static void append(mc_i_engine *e, mc_i_queue *q, mc_request *req)
@@ -80,7 +77,7 @@ static void pop(mc_i_engine *e, mc_i_queue *q)
     q->head = req->next;
     req->queued = false;
     req->done = true;
-    mc_i_ledger_done(&e->ledger, req);
+    mc_i_ledger_done(e->ledger, req);
     if (q->head) {
         return;
     }
@@ -90,6 +87,15 @@ static void pop(mc_i_engine *e, mc_i_queue *q)
         q->next->prev = q->prev;
     }
     e->n_polled -= q->ops->polled;
+}
+
+/* A message failed. Ranks that disagree have been reported. */
+static void report_lost(mc_i_engine *e, mc_i_queue *q)
+{
+    int ranks[MISSING_NAMED], n = q->ops->missing(q, q->head, ranks, MISSING_NAMED);
+    if (e->failed == MC_COMM) {
+        mc_i_report(e, MC_I_GONE, ranks, n < MISSING_NAMED ? n : MISSING_NAMED);
+    }
 }
 
 /* True when something moved. A queue that fails fails the world. */
@@ -107,6 +113,7 @@ static bool advance_queue(mc_i_engine *e, mc_i_queue *q)
             pop(e, q);
         } else if (p == MC_I_FAILED) {
             e->failed = st;
+            report_lost(e, q);
         }
     }
     return moved;
@@ -125,7 +132,7 @@ static bool advance_all(mc_i_engine *e)
 mc_status mc_i_engine_push(mc_i_engine *e, mc_i_queue *q, mc_request *req)
 {
     if (req->ledger_id == 0) {
-        mc_i_ledger_begun(&e->ledger, req);
+        mc_i_ledger_begun(e->ledger, req);
     }
     req->queue = q;
     req->queued = true;
@@ -141,6 +148,7 @@ typedef struct waiting {
     mc_i_ready_fn ready;
     long rounds;
     double begun_s, looked_s;
+    bool shown; /* in the ledger */
 } waiting;
 
 /* The request that keeps this one: the queue's oldest. */
@@ -152,46 +160,29 @@ static const mc_request *blocker(const waiting *w)
 static mc_status time_is_up(mc_i_engine *e, const waiting *w, double now)
 {
     int ranks[MISSING_NAMED], n = w->q->ops->missing(w->q, blocker(w), ranks, MISSING_NAMED);
-    char who[160] = "", recent[900];
+    char who[160] = "";
     size_t used = 0;
     for (int i = 0; i < n && i < MISSING_NAMED && used < sizeof who; i++) {
         used += (size_t)snprintf(who + used, sizeof who - used, "%s%d", i ? ", " : "", ranks[i]);
     }
-    mc_i_ledger_text(&e->ledger, REPORTED_OPS, "; ", recent, sizeof recent);
     const mc_request *req = w->req;
-    return MC_FAIL(MC_TIMEOUT,
-                   "%s of %s #%llu (%zu bytes) waited %.1f s for rank%s %s%s; see that rank's messages, or raise "
-                   "--distributed-timeout-minutes if it is only slow; last operations here: %s",
-                   mc_i_kind_name(req->kind), req->comm->name, (unsigned long long)req->seq, mc_i_request_bytes(req),
-                   now - w->begun_s, n == 1 ? "" : "s", n ? who : "(none: all came)",
-                   n > MISSING_NAMED ? " and more" : "", recent);
-}
-
-/* A process that ended, or that ended and was not yet collected. */
-static bool process_gone(int32_t pid)
-{
-    if (kill(pid, 0) != 0) {
-        return errno == ESRCH;
-    }
-    char path[64], line[256];
-    snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
-    FILE *f = fopen(path, "r");
-    if (!f) {
-        return errno == ENOENT;
-    }
-    size_t n = fread(line, 1, sizeof line - 1, f);
-    fclose(f);
-    line[n] = '\0';
-    const char *state = strrchr(line, ')'); /* "pid (name) S ...": the name may hold anything */
-    return state && (state[2] == 'Z' || state[2] == 'X');
+    mc_status st = MC_FAIL(MC_TIMEOUT,
+                           "%s of %s #%llu (%zu bytes) waited %.1f s for rank%s %s%s, at step %lld; the report says "
+                           "where it is; raise --distributed-timeout-minutes if it is only slow",
+                           mc_i_kind_name(req->kind), req->comm->name, (unsigned long long)req->seq,
+                           mc_i_request_bytes(req), now - w->begun_s, n == 1 ? "" : "s", n ? who : "(none: all came)",
+                           n > MISSING_NAMED ? " and more" : "", (long long)mc_i_ledger_step(e->ledger));
+    mc_i_report(e, MC_I_TIMED_OUT, ranks, n < MISSING_NAMED ? n : MISSING_NAMED);
+    return st;
 }
 
 static mc_status check_lives(mc_i_engine *e, const waiting *w)
 {
     int ranks[MISSING_NAMED], n = w->q->ops->missing(w->q, blocker(w), ranks, MISSING_NAMED);
+    mc_i_ledger_waits(e->ledger, blocker(w)->ledger_id, w->begun_s, ranks, n);
     for (int i = 0; e->pids && i < n && i < MISSING_NAMED; i++) {
         int32_t pid = e->pids[ranks[i]];
-        if (pid <= 0 || !process_gone(pid)) {
+        if (pid <= 0 || mc_i_process_state(pid) != 'X') {
             continue;
         }
         /* It may have done its part of this operation just before it left. */
@@ -200,11 +191,14 @@ static mc_status check_lives(mc_i_engine *e, const waiting *w)
             return e->failed;
         }
         const mc_request *req = w->req;
-        return MC_FAIL(MC_COMM,
-                       "rank %d (process %d) is gone while %s of %s #%llu (%zu bytes) waits for it; see its "
-                       "last messages",
-                       ranks[i], (int)pid, mc_i_kind_name(req->kind), req->comm->name, (unsigned long long)req->seq,
-                       mc_i_request_bytes(req));
+        mc_status st =
+            MC_FAIL(MC_COMM,
+                    "rank %d (process %d) is gone while %s of %s #%llu (%zu bytes) waits for it, at step "
+                    "%lld; see its last messages",
+                    ranks[i], (int)pid, mc_i_kind_name(req->kind), req->comm->name, (unsigned long long)req->seq,
+                    mc_i_request_bytes(req), (long long)mc_i_ledger_step(e->ledger));
+        mc_i_report(e, MC_I_GONE, &ranks[i], 1);
+        return st;
     }
     return MC_OK;
 }
@@ -247,6 +241,7 @@ static mc_status idle(mc_i_engine *e, waiting *w)
     mc_status st = MC_OK;
     if (now - w->looked_s > LIFE_SIGN_S) {
         w->looked_s = now;
+        w->shown = true;
         st = check_lives(e, w);
     }
     if (st == MC_OK && left_s <= 0) {
@@ -273,6 +268,9 @@ mc_status mc_i_engine_until(mc_i_engine *e, mc_i_queue *q, mc_request *req, mc_i
         } else {
             MC_TRY(idle(e, &w));
         }
+    }
+    if (w.shown) {
+        mc_i_ledger_waits(e->ledger, 0, 0, NULL, 0);
     }
     return e->failed;
 }

@@ -7,7 +7,7 @@
 #ifndef MEGAC_BASE_COMM_IMPL_H
 #define MEGAC_BASE_COMM_IMPL_H
 
-#include "megac/base/comm.h"
+#include "megac/base/comm_ledger.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -21,13 +21,13 @@ enum {
     MC_I_BROADCAST,
     MC_I_SEND,
     MC_I_RECV,
+    MC_I_OWN, /* no operation of a group: what a rank does on its own, in its ledger */
 };
 const char *mc_i_kind_name(int kind);
 
 enum {
     MC_I_INLINE_BYTES = 4096, /* collectives up to here carry their payload in their announcement */
     MC_I_STAGE_BYTES = 1 << 20,
-    MC_I_LEDGER_OPS = 64,
 };
 
 /* Bytes of this rank's contribution: `in`, or the buffer of a broadcast, send or receive. */
@@ -41,29 +41,11 @@ void mc_i_reduce(mc_dtype dtype, mc_reduce op, void *out, const void *const *in,
 void mc_i_reduce_to(mc_dtype dtype, mc_reduce op, void *const *out, int n_out, const void *const *in, int n,
                     size_t elems);
 
-/* ---- ledger (comm_ledger.c): the last operations of a world ---- */
-
-typedef struct mc_i_ledger_row {
-    uint64_t id; /* 1 for the first operation */
-    const char *group;
-    int kind, peer;
-    uint64_t seq, bytes;
-    double begun_s, done_s; /* since the world was opened; done 0: under way */
-} mc_i_ledger_row;
-
-typedef struct mc_i_ledger {
-    double opened_s;
-    uint64_t next_id;
-    mc_i_ledger_row rows[MC_I_LEDGER_OPS];
-} mc_i_ledger;
-
-void mc_i_ledger_init(mc_i_ledger *ledger);
-void mc_i_ledger_begun(mc_i_ledger *ledger, mc_request *req);
-void mc_i_ledger_done(mc_i_ledger *ledger, const mc_request *req);
-/* The newest rows that fit into `cap` bytes, at most `max_rows`, oldest first, each followed by `separator`. */
-void mc_i_ledger_text(const mc_i_ledger *ledger, int max_rows, const char *separator, char *text_out, size_t cap);
-
 /* ---- engine (comm_engine.c) ---- */
+
+typedef struct mc_i_engine mc_i_engine;
+/* The engine of a host communicator; NULL: it needs none. */
+mc_i_engine *mc_i_comm_engine(const mc_comm *c);
 
 typedef enum { MC_I_IDLE, MC_I_MOVED, MC_I_DONE, MC_I_FAILED } mc_i_progress;
 
@@ -92,16 +74,29 @@ typedef struct mc_i_bell {
 } mc_i_bell;
 void mc_i_bell_ring(mc_i_bell *bell);
 
-typedef struct mc_i_engine {
+/* What a rank shows the others of its machine. */
+typedef struct mc_i_board {
+    mc_i_bell bell;
+    uint64_t unused[7]; /* the bell has a cache line of its own */
+    uint64_t report;    /* on the machine's lowest rank: one rank of the machine reports (comm_report.c) */
+    mc_i_ledger ledger;
+} mc_i_board;
+
+struct mc_i_engine {
     double deadline_s;
     int n_spins;
     mc_status failed; /* a world that failed once stays failed: requests may have left the stack */
     mc_i_queue *busy; /* queues with operations under way */
     int n_polled;
-    mc_i_bell *bell;     /* mine; NULL: no shared memory */
-    const int32_t *pids; /* by world rank; 0: not on this node */
-    mc_i_ledger ledger;
-} mc_i_engine;
+    mc_i_bell *bell; /* mine; NULL: no shared memory */
+    int rank, n_ranks;
+    const int32_t *pids;       /* by world rank; 0: not on this node */
+    mc_i_board *const *boards; /* by world rank, NULL for those that cannot be read here; NULL: no shared memory */
+    uint64_t *report;          /* this machine's; NULL: no shared memory */
+    mc_i_ledger *ledger;       /* on my board, else `own` */
+    mc_i_ledger own;
+    bool reported;
+};
 
 void mc_i_engine_init(mc_i_engine *e, double deadline_s, int local_size);
 /* Notes the request in the ledger, queues it and does at once what needs no waiting. */
@@ -117,8 +112,25 @@ typedef struct mc_i_call {
     uint64_t bytes, seq;
 } mc_i_call;
 mc_i_call mc_i_call_of(const mc_request *req);
-/* MC_MISMATCH naming both sides when `theirs`, announced by world rank `rank`, does not fit `mine`. */
-mc_status mc_i_call_compare(const mc_comm *c, const mc_i_call *mine, const mc_i_call *theirs, int rank) MC_MUST_CHECK;
+/* MC_MISMATCH naming both sides, and a report, when `theirs`, announced by world rank `rank`, does not fit `mine`. */
+mc_status mc_i_call_compare(mc_i_engine *e, const mc_comm *c, const mc_i_call *mine, const mc_i_call *theirs,
+                            int rank) MC_MUST_CHECK;
+
+/* ---- the report of a failure (comm_report.c) ---- */
+
+/* State of a process of this machine as /proc shows it: 'T' stopped, 'D' waits for a disk, ...; 'X': it has ended (it
+ * need not have been collected); '?': not known. */
+char mc_i_process_state(int32_t pid);
+
+typedef enum { MC_I_TIMED_OUT, MC_I_GONE, MC_I_DISAGREE, MC_I_STUCK /* this rank itself */ } mc_i_reason;
+
+/* Reports what the ranks that hold this one up did last: `ranks` (world ranks that it waits for, or that called
+ * something else; none: not known, look at all of this machine), those that these wait for, and this rank; one report a
+ * machine. Does nothing where they left after
+ * errors of their own. From here on the process has MC_I_END_S seconds to end, then SIGALRM ends it: what it would wait
+ * for on its way out may never come. */
+enum { MC_I_END_S = 10 };
+void mc_i_report(mc_i_engine *e, mc_i_reason why, const int *ranks, int n);
 
 /* ---- what a group is made from ---- */
 

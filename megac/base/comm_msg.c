@@ -60,7 +60,8 @@ static mc_status check_announcements(const mc_i_msg_group *g, const mc_request *
 {
     for (int m = 0; m < g->m.size; m++) {
         if (m != g->m.rank) {
-            MC_TRY(mc_i_call_compare(req->comm, &g->mine->call, &mc_i_hello_of(g->hellos, m)->call, g->world[m]));
+            MC_TRY(mc_i_call_compare(g->engine, req->comm, &g->mine->call, &mc_i_hello_of(g->hellos, m)->call,
+                                     g->world[m]));
         }
     }
     return MC_OK;
@@ -271,17 +272,21 @@ static mc_i_progress step(mc_i_queue *q, mc_request *req, mc_status *st)
     return *st == MC_OK ? p : MC_I_FAILED;
 }
 
+/* Where ranks are known to be gone these alone: the others would have come. */
 static int missing(const mc_i_queue *q, const mc_request *req, int *ranks_out, int cap)
 {
     const mc_i_msg_group *g = q->group;
     (void)req;
     int n = 0;
-    for (int m = 0; m < g->m.size; m++) {
-        if (g->posts[m].under_way || g->posts[g->m.size + m].under_way) {
-            if (n < cap) {
-                ranks_out[n] = g->world[m];
+    for (int only_lost = 1; only_lost >= 0 && n == 0; only_lost--) {
+        for (int m = 0; m < g->m.size; m++) {
+            bool under_way = g->posts[m].under_way || g->posts[g->m.size + m].under_way;
+            if (under_way && (!only_lost || mc_i_net_lost(g->net, g->world[m]))) {
+                if (n < cap) {
+                    ranks_out[n] = g->world[m];
+                }
+                n++;
             }
-            n++;
         }
     }
     return n;

@@ -52,7 +52,7 @@ static mc_status received_head(const mc_i_msg_group *g, mc_i_msg_pair *p, mc_req
 {
     mc_i_call mine = mc_i_call_of(req);
     size_t bytes = mc_i_request_bytes(req);
-    MC_TRY(mc_i_call_compare(req->comm, &mine, &p->hello->call, g->world[p->queue.peer]));
+    MC_TRY(mc_i_call_compare(g->engine, req->comm, &mine, &p->hello->call, g->world[p->queue.peer]));
     if (bytes > MC_I_INLINE_BYTES) {
         *result = MC_I_MOVED;
         return post_data(g, p, req);
@@ -128,6 +128,12 @@ static mc_status group_wait(const mc_comm *c, mc_request *req)
     return mc_i_engine_wait(g->engine, req);
 }
 
+static mc_i_engine *group_engine(const mc_comm *c)
+{
+    const mc_i_msg_group *g = c->impl;
+    return g->engine;
+}
+
 static void group_free(mc_i_msg_group *g)
 {
     for (int m = 0; m < g->m.size; m++) {
@@ -197,6 +203,7 @@ mc_status mc_i_comm_msg_create(mc_i_net *net, mc_i_engine *engine, const mc_i_me
         .recv_begin = pair_begin,
         .wait = group_wait,
         .destroy = group_destroy,
+        .engine = group_engine,
     };
     int max_groups = mc_i_net_max_tag(net) / MC_I_TAGS;
     if (index >= max_groups) {

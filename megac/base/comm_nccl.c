@@ -7,65 +7,14 @@
  * messages to higher ranks have the second and messages to lower ranks the third. A lane is a queue on every rank, and
  * in one direction along the pipeline the k-th send of a rank meets the k-th receive of its neighbour: no order of
  * activations and gradients can make two ranks wait for each other, so that sends need not be grouped with receives. */
-#include "megac/base/comm_nccl.h"
-
-#include <nccl.h>
-#include <stdio.h>
 #include <string.h>
-#include <time.h>
 
 #include "megac/base/alloc.h"
 #include "megac/base/clock.h"
-#include "megac/base/comm_impl.h"
+#include "megac/base/comm_group_nccl.h"
 
-enum { RECENT = 64, MAX_LANES = 3 };
-enum { COLLECTIVES, DOWN, UP };
-
-/* One operation: until it is waited for, and beyond that while it is among the lane's recent ones. */
-typedef struct slot {
-    struct slot *next_free;
-    cudaEvent_t done;
-    int kind, peer;
-    uint64_t seq;
-    size_t bytes;
-    bool waited, recent;
-} slot;
-
-typedef struct lane {
-    ncclComm_t comm;
-    cudaStream_t stream;
-    slot *recent[RECENT]; /* operation seq is at seq % RECENT */
-    uint64_t n_ops;
-    uint64_t n_complete; /* a lower bound, for the deadline */
-} lane;
-
-struct mc_nccl {
-    struct mc_nccl *next; /* of the device's groups */
-    mc_cuda *cuda;
-    const mc_comm *host;
-    const char *name;
-    double deadline;
-    cudaStream_t compute;
-    cudaEvent_t ready;
-    lane lanes[MAX_LANES];
-    int n_lanes;
-    slot *free;
-};
-typedef struct mc_nccl mc_nccl;
-
-static const char *const lane_names[MAX_LANES] = {"collectives", "messages to higher ranks", "messages to lower ranks"};
-
-static void nap(void)
-{
-    nanosleep(&(struct timespec){.tv_nsec = 20000}, NULL);
-}
-
-static mc_status nccl_failed(const mc_nccl *g, ncclResult_t r, const char *what)
-{
-    const char *last = ncclGetLastError(NULL);
-    return MC_FAIL(MC_COMM, "NCCL, group %s: %s: %s%s%s; NCCL_DEBUG=INFO in the environment tells more", g->name, what,
-                   ncclGetErrorString(r), last && *last ? ": " : "", last ? last : "");
-}
+typedef mc_i_nccl_slot slot;
+typedef mc_i_nccl_lane lane;
 
 /* Calls of a non-blocking communicator come back at once; this waits until the last one has been queued. */
 static mc_status settle(const mc_nccl *g, const lane *l, ncclResult_t r, const char *what)
@@ -83,131 +32,10 @@ static mc_status settle(const mc_nccl *g, const lane *l, ncclResult_t r, const c
         ncclResult_t q = ncclCommGetAsyncError(l->comm, &r);
         r = q != ncclSuccess ? q : r;
         if (r == ncclInProgress) {
-            nap();
+            mc_i_nccl_nap();
         }
     }
-    return r == ncclSuccess ? MC_OK : nccl_failed(g, r, what);
-}
-
-/* ---- the watch ---- */
-
-/* First operation of the lane that is not complete, or NULL. *n_out: complete ones, as far as is known. */
-static const slot *oldest_open(lane *l, uint64_t *n_out)
-{
-    uint64_t first = l->n_ops > RECENT ? l->n_ops - RECENT : 0;
-    for (uint64_t seq = l->n_complete > first ? l->n_complete : first; seq < l->n_ops; seq++) {
-        const slot *s = l->recent[seq % RECENT];
-        if (cudaEventQuery(s->done) == cudaErrorNotReady) {
-            *n_out = seq;
-            return s;
-        }
-    }
-    *n_out = l->n_ops;
-    return NULL;
-}
-
-/* Whether an operation of any group has completed since the last call. */
-static bool progress(mc_cuda *cuda)
-{
-    bool any = false;
-    for (mc_nccl *g = cuda->groups; g; g = g->next) {
-        for (int i = 0; i < g->n_lanes; i++) {
-            lane *l = &g->lanes[i];
-            uint64_t n;
-            (void)oldest_open(l, &n);
-            any = any || n > l->n_complete;
-            l->n_complete = n;
-        }
-    }
-    return any;
-}
-
-static mc_status check_async(mc_cuda *cuda)
-{
-    for (const mc_nccl *g = cuda->groups; g; g = g->next) {
-        for (int i = 0; i < g->n_lanes; i++) {
-            ncclResult_t r = ncclSuccess, q = ncclCommGetAsyncError(g->lanes[i].comm, &r);
-            r = q != ncclSuccess ? q : r;
-            if (r != ncclSuccess && r != ncclInProgress) {
-                return nccl_failed(g, r, lane_names[i]);
-            }
-        }
-    }
-    return MC_OK;
-}
-
-/* "tp all_reduce #41 (8192 bytes)" of every lane with an open operation. */
-static mc_status report(mc_cuda *cuda, double waited)
-{
-    char text[1024] = "";
-    size_t used = 0;
-    for (mc_nccl *g = cuda->groups; g; g = g->next) {
-        for (int i = 0; i < g->n_lanes; i++) {
-            uint64_t n;
-            const slot *s = oldest_open(&g->lanes[i], &n);
-            if (!s || used + 1 >= sizeof text) {
-                continue;
-            }
-            int wrote = snprintf(text + used, sizeof text - used, "%s%s %s #%llu of %zu bytes, rank %d of %d",
-                                 used ? "; " : "", g->name, mc_i_kind_name(s->kind), (unsigned long long)s->seq,
-                                 s->bytes, g->host->rank, g->host->size);
-            used += wrote > 0 ? (size_t)wrote : 0;
-            if (s->peer >= 0 && used + 1 < sizeof text) {
-                wrote = snprintf(text + used, sizeof text - used, ", other side rank %d", s->peer);
-                used += wrote > 0 ? (size_t)wrote : 0;
-            }
-        }
-    }
-    return MC_FAIL(
-        MC_TIMEOUT,
-        "no operation between devices completed for %.0f s; not complete: %s; see the other ranks' messages, "
-        "or raise --distributed-timeout-minutes",
-        waited, text[0] ? text : "none (the device itself does not come to an end)");
-}
-
-/* Nothing of these groups can be used again. Operations under way end with an error. */
-static void abort_all(mc_cuda *cuda)
-{
-    for (mc_nccl *g = cuda->groups; g; g = g->next) {
-        for (int i = 0; i < g->n_lanes; i++) {
-            if (g->lanes[i].comm) {
-                (void)ncclCommAbort(g->lanes[i].comm);
-                g->lanes[i].comm = NULL;
-            }
-        }
-        g->n_lanes = 0;
-    }
-}
-
-static double shortest_deadline(const mc_cuda *cuda)
-{
-    double least = 0;
-    for (const mc_nccl *g = cuda->groups; g; g = g->next) {
-        least = least == 0 || g->deadline < least ? g->deadline : least;
-    }
-    return least;
-}
-
-mc_status mc_nccl_wait_event(mc_cuda *cuda, cudaEvent_t event)
-{
-    double limit = shortest_deadline(cuda), since = mc_now(), checked = since;
-    for (cudaError_t e = cudaEventQuery(event); e != cudaSuccess; e = cudaEventQuery(event)) {
-        mc_status st = e == cudaErrorNotReady ? MC_OK : mc_cuda_check_at(__FILE__, __LINE__, e, "cudaEventQuery");
-        if (st == MC_OK && mc_now() - checked > 0.05) {
-            checked = mc_now();
-            st = check_async(cuda);
-            since = progress(cuda) ? checked : since;
-        }
-        if (st == MC_OK && mc_now() - since > limit) {
-            st = report(cuda, mc_now() - since);
-        }
-        if (st != MC_OK) {
-            abort_all(cuda);
-            return st;
-        }
-        nap();
-    }
-    return MC_OK;
+    return r == ncclSuccess ? MC_OK : mc_i_nccl_failed(g, r, what);
 }
 
 /* ---- operations ---- */
@@ -299,9 +127,9 @@ static ncclResult_t call(const lane *l, const mc_request *req)
 static int lane_of(const mc_comm *c, const mc_request *req)
 {
     if (req->kind != MC_I_SEND && req->kind != MC_I_RECV) {
-        return COLLECTIVES;
+        return MC_I_NCCL_COLLECTIVES;
     }
-    return (req->peer > c->rank) == (req->kind == MC_I_SEND) ? DOWN : UP;
+    return (req->peer > c->rank) == (req->kind == MC_I_SEND) ? MC_I_NCCL_DOWN : MC_I_NCCL_UP;
 }
 
 static mc_status queue(mc_nccl *g, lane *l, mc_request *req, slot *s)
@@ -333,13 +161,15 @@ static mc_status nccl_begin(const mc_comm *c, mc_request *req)
     s->peer = req->kind == MC_I_SEND || req->kind == MC_I_RECV ? req->peer : -1;
     s->seq = req->seq = l->n_ops;
     s->bytes = mc_i_request_bytes(req);
+    mc_i_ledger_begun(g->engine->ledger, req);
+    s->ledger_id = req->ledger_id;
     mc_status st = queue(g, l, req, s);
     if (st != MC_OK) {
         s->waited = true;
         give_slot(g, s);
         return st;
     }
-    slot **place = &l->recent[l->n_ops++ % RECENT], *old = *place;
+    slot **place = &l->recent[l->n_ops++ % MC_I_NCCL_RECENT], *old = *place;
     if (old) {
         old->recent = false;
         give_slot(g, old);
@@ -379,7 +209,7 @@ static void destroy_lane(mc_nccl *g, lane *l)
         (void)cudaStreamSynchronize(l->stream);
         (void)cudaStreamDestroy(l->stream);
     }
-    for (int i = 0; i < RECENT; i++) {
+    for (int i = 0; i < MC_I_NCCL_RECENT; i++) {
         if (l->recent[i]) {
             (void)cudaEventDestroy(l->recent[i]->done);
             mc_free(l->recent[i]);
@@ -395,7 +225,7 @@ static void destroy_group(mc_nccl *g)
             break;
         }
     }
-    for (int i = 0; i < MAX_LANES; i++) {
+    for (int i = 0; i < MC_I_NCCL_LANES; i++) {
         destroy_lane(g, &g->lanes[i]);
     }
     while (g->free) {
@@ -416,10 +246,10 @@ static void nccl_destroy(mc_comm *c)
 }
 
 /* Rank 0's ids reach the others over the host group; where it has none, all learn that. */
-static mc_status exchange_ids(const mc_nccl *g, ncclUniqueId ids[MAX_LANES], int n)
+static mc_status exchange_ids(const mc_nccl *g, ncclUniqueId ids[MC_I_NCCL_LANES], int n)
 {
     struct {
-        ncclUniqueId ids[MAX_LANES];
+        ncclUniqueId ids[MC_I_NCCL_LANES];
         int32_t result;
     } message;
     memset(&message, 0, sizeof message);
@@ -428,12 +258,12 @@ static mc_status exchange_ids(const mc_nccl *g, ncclUniqueId ids[MAX_LANES], int
     }
     MC_TRY(mc_comm_broadcast(g->host, mc_tensor_1d(&message, MC_U8, sizeof message), 0));
     memcpy(ids, message.ids, sizeof message.ids);
-    return message.result == ncclSuccess ? MC_OK : nccl_failed(g, (ncclResult_t)message.result, "ncclGetUniqueId");
+    return message.result == ncclSuccess ? MC_OK : mc_i_nccl_failed(g, (ncclResult_t)message.result, "ncclGetUniqueId");
 }
 
 static mc_status open_lanes(mc_nccl *g, int n)
 {
-    ncclUniqueId ids[MAX_LANES];
+    ncclUniqueId ids[MC_I_NCCL_LANES];
     MC_TRY(exchange_ids(g, ids, n));
     MC_CUDA_TRY(cudaEventCreateWithFlags(&g->ready, cudaEventDisableTiming));
     for (int i = 0; i < n; i++) {
@@ -444,7 +274,7 @@ static mc_status open_lanes(mc_nccl *g, int n)
         ncclResult_t r = ncclCommInitRankConfig(&l->comm, g->host->size, ids[i], g->host->rank, &config);
         MC_TRY(settle(g, l, r, "the meeting of the ranks"));
         g->n_lanes = i + 1;
-        for (int k = 0; k < RECENT; k++) {
+        for (int k = 0; k < MC_I_NCCL_RECENT; k++) {
             MC_TRY(add_slot(g));
         }
     }
@@ -470,12 +300,14 @@ mc_status mc_nccl_create(mc_device *dev, const mc_comm *host, mc_stream stream, 
     MC_TRY(MC_NEW(&g, "NCCL group"));
     *g = (mc_nccl){.cuda = dev->impl,
                    .host = host,
+                   .engine = mc_i_comm_engine(host),
                    .name = host->name,
                    .deadline = deadline_seconds,
                    .compute = (cudaStream_t)stream.handle};
+    MC_ASSERT(g->engine); /* a group of one rank needs no NCCL */
     g->next = g->cuda->groups;
     g->cuda->groups = g;
-    mc_status st = open_lanes(g, sends ? MAX_LANES : 1);
+    mc_status st = open_lanes(g, sends ? MC_I_NCCL_LANES : 1);
     if (st != MC_OK) {
         destroy_group(g);
         return st;

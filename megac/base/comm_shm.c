@@ -81,7 +81,7 @@ mc_status mc_i_shm_group_begin(const mc_comm *c, mc_request *req)
         return g->engine->failed;
     }
     req->seq = g->begun++;
-    mc_i_ledger_begun(&g->engine->ledger, req);
+    mc_i_ledger_begun(g->engine->ledger, req);
     if (!has_room(&g->queue, req)) {
         MC_TRY(mc_i_engine_until(g->engine, &g->queue, req, has_room));
     }
@@ -271,7 +271,7 @@ static mc_i_progress step_made(mc_i_shm_group *g, mc_request *req, mc_status *st
         if (mc_i_shm_get(&slot->made) != req->seq + 1) {
             return MC_I_IDLE;
         }
-        *st = mc_i_call_compare(req->comm, mine, &slot->call, g->m.world[g->compared]);
+        *st = mc_i_call_compare(g->engine, req->comm, mine, &slot->call, g->m.world[g->compared]);
         if (*st != MC_OK) {
             return MC_I_FAILED;
         }

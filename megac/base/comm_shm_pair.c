@@ -55,7 +55,7 @@ mc_status mc_i_shm_send_begin(const mc_comm *c, mc_request *req)
     }
     mc_i_shm_pair *p = &g->sends[req->peer];
     req->seq = p->begun++;
-    mc_i_ledger_begun(&g->engine->ledger, req);
+    mc_i_ledger_begun(g->engine->ledger, req);
     if (!has_room(&p->queue, req)) {
         MC_TRY(mc_i_engine_until(g->engine, &p->queue, req, has_room));
     }
@@ -72,7 +72,7 @@ mc_status mc_i_shm_send_begin(const mc_comm *c, mc_request *req)
     ring_peer(&p->queue);
     if (small) {
         req->done = true;
-        mc_i_ledger_done(&g->engine->ledger, req);
+        mc_i_ledger_done(g->engine->ledger, req);
         return MC_OK;
     }
     return mc_i_engine_push(g->engine, &p->queue, req);
@@ -159,7 +159,7 @@ static mc_i_progress step_recv(mc_i_queue *q, mc_request *req, mc_status *st)
         return MC_I_IDLE;
     }
     mc_i_call mine = mc_i_call_of(req);
-    *st = mc_i_call_compare(req->comm, &mine, &msg->call, g->m.world[q->peer]);
+    *st = mc_i_call_compare(g->engine, req->comm, &mine, &msg->call, g->m.world[q->peer]);
     if (*st != MC_OK) {
         return MC_I_FAILED;
     }
@@ -198,6 +198,12 @@ static mc_status group_wait(const mc_comm *c, mc_request *req)
 {
     const mc_i_shm_group *g = c->impl;
     return mc_i_engine_wait(g->engine, req);
+}
+
+static mc_i_engine *group_engine(const mc_comm *c)
+{
+    const mc_i_shm_group *g = c->impl;
+    return g->engine;
 }
 
 static void group_free(mc_i_shm_group *g)
@@ -271,6 +277,7 @@ mc_status mc_i_comm_shm_create(mc_world *world, const mc_i_members *members, mc_
         .recv_begin = mc_i_shm_recv_begin,
         .wait = group_wait,
         .destroy = group_destroy,
+        .engine = group_engine,
     };
     mc_i_shm_group *g;
     MC_TRY(MC_NEW(&g, "group"));

@@ -76,6 +76,14 @@ mc_group mc_grid_group(const mc_grid *grid, int rank, unsigned axes)
     return g;
 }
 
+mc_group mc_group_cut(mc_group g, int parts, bool across)
+{
+    MC_ASSERT(parts > 0 && g.size % parts == 0);
+    int length = g.size / parts, run = g.index / length, place = g.index % length;
+    return across ? (mc_group){.color = g.color * length + place, .index = run, .size = parts}
+                  : (mc_group){.color = g.color * parts + run, .index = place, .size = length};
+}
+
 int mc_grid_member(const mc_grid *grid, int rank, unsigned axes, int index)
 {
     mc_coords c = mc_grid_coords(grid, rank);

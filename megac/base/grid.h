@@ -3,6 +3,8 @@
 #ifndef MEGAC_BASE_GRID_H
 #define MEGAC_BASE_GRID_H
 
+#include <stdbool.h>
+
 #include "megac/base/status.h"
 
 #ifdef __cplusplus
@@ -35,6 +37,9 @@ typedef struct mc_group {
     int color, index, size;
 } mc_group;
 mc_group mc_grid_group(const mc_grid *grid, int rank, unsigned axes);
+/* A group cut into `parts` (which divides its size) runs of consecutive members: the run that `group`'s rank is in, or
+ * with `across` the members that have its place in each run. */
+mc_group mc_group_cut(mc_group group, int parts, bool across);
 /* World rank of member `index` of the group that `rank` belongs to. */
 int mc_grid_member(const mc_grid *grid, int rank, unsigned axes, int index);
 

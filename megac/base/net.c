@@ -34,6 +34,11 @@ int mc_i_net_max_tag(const mc_i_net *net)
     return net->ops->max_tag(net);
 }
 
+bool mc_i_net_lost(const mc_i_net *net, int rank)
+{
+    return net->ops->lost && net->ops->lost(net, rank);
+}
+
 mc_status mc_i_net_send(mc_i_net *net, const void *data, size_t bytes, int rank, int tag, mc_i_post *post)
 {
     return net->ops->send(net, data, bytes, rank, tag, post);

@@ -13,6 +13,7 @@ typedef struct mc_i_net_ops {
     void (*abort)(mc_i_net *net, int exit_status);
     void (*drop)(mc_i_net *net);
     int (*max_tag)(const mc_i_net *net);
+    bool (*lost)(const mc_i_net *net, int rank); /* (optional) default: never */
     mc_status (*send)(mc_i_net *net, const void *data, size_t bytes, int rank, int tag, mc_i_post *post);
     mc_status (*recv)(mc_i_net *net, void *data, size_t bytes, int rank, int tag, mc_i_post *post);
     mc_status (*test)(mc_i_net *net, mc_i_post *posts, int n, bool *done_out);

@@ -316,6 +316,12 @@ static int net_max_tag(const mc_i_net *net)
     return INT_MAX;
 }
 
+static bool net_lost(const mc_i_net *base, int rank)
+{
+    const tcp_net *net = (const tcp_net *)base;
+    return rank != net->rank && net->peers[rank].fd < 0;
+}
+
 /* Messages under way are lost; peers that wait for them see the connection closed. */
 static void net_drop(mc_i_net *base)
 {
@@ -400,6 +406,7 @@ mc_status mc_i_net_tcp_open(const mc_job *job, double deadline_s, mc_i_net **net
         .abort = net_abort,
         .drop = net_drop,
         .max_tag = net_max_tag,
+        .lost = net_lost,
         .send = net_send,
         .recv = net_recv,
         .test = net_test,

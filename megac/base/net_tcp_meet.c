@@ -351,6 +351,9 @@ static mc_status call_master(meeting *m)
     struct sockaddr_storage a;
     MC_TRY(find_master(m, &a));
     while ((m->fds[0] = connect_to(&a, m->until_s)) < 0) {
+        if (errno == EMFILE || errno == ENFILE || errno == EAFNOSUPPORT) { /* which no waiting mends */
+            return sys_fail("socket");
+        }
         if (mc_now() >= m->until_s) {
             return MC_FAIL(MC_TIMEOUT,
                            "rank 0 did not answer at %s port %s within %.1f s (%s); see that it runs there "

@@ -3,6 +3,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "megac/base/alloc.h"
 #include "megac/base/log.h"
@@ -69,16 +70,28 @@ static mc_status make_group(mc_world *w, const mc_comm *over, const mc_i_members
     return st;
 }
 
-/* Doorbells of the node's ranks: whoever maps them all can share memory. */
-static mc_status open_bells(mc_world *w, const mc_i_members *node)
+/* Boards of the node's ranks, with doorbell and ledger: whoever maps them all can share memory. */
+static mc_status open_boards(mc_world *w, const mc_i_members *node)
 {
-    MC_TRY(mc_i_world_share(w, &w->boot, node, sizeof(mc_i_bell), "doorbell", &w->bells));
-    w->shm = node->size > 1 && w->bells->direct;
-    if (w->shm) {
-        w->engine.bell = mc_i_world_bell(w, w->job.rank);
-    } else if (node->size > 1 && node->rank == 0) {
-        MC_INFO("ranks of this node cannot map each other's memory; they talk by messages, which is slower");
+    mc_i_engine *e = &w->engine;
+    MC_TRY(mc_i_world_share(w, &w->boot, node, sizeof(mc_i_board), "board", &w->shared_boards));
+    w->shm = node->size > 1 && w->shared_boards->direct;
+    if (!w->shm) {
+        if (node->size > 1 && node->rank == 0) {
+            MC_INFO("ranks of this node cannot map each other's memory; they talk by messages, which is slower");
+        }
+        return MC_OK;
     }
+    MC_TRY(MC_NEW_N(&w->boards, w->job.size, "boards of ranks"));
+    for (int m = 0; m < node->size; m++) {
+        w->boards[node->world[m]] = (mc_i_board *)w->shared_boards->by_rank[node->world[m]].base;
+    }
+    mc_i_board *mine = w->boards[w->job.rank];
+    mine->ledger = e->own; /* what it did until here */
+    e->ledger = &mine->ledger;
+    e->bell = &mine->bell;
+    e->boards = w->boards;
+    e->report = &w->boards[node->world[0]]->report;
     return MC_OK;
 }
 
@@ -111,6 +124,8 @@ static mc_status open_many(mc_world *w, const char *name, double deadline_second
     w->job.local_rank = node.rank;
     w->job.local_size = node.size;
     mc_i_engine_init(&w->engine, deadline_seconds, node.size);
+    w->engine.rank = w->job.rank;
+    w->engine.n_ranks = w->job.size;
     w->wants_shm = !no_shm || strcmp(no_shm, "") == 0 || strcmp(no_shm, "0") == 0;
     int *every = ranks + w->job.size;
     for (int r = 0; r < w->job.size; r++) {
@@ -121,7 +136,7 @@ static mc_status open_many(mc_world *w, const char *name, double deadline_second
     MC_TRY(MC_NEW_N(&w->pids, w->job.size, "processes of ranks"));
     MC_TRY(mc_i_world_pids(w, &w->boot));
     if (w->wants_shm) {
-        MC_TRY(open_bells(w, &node));
+        MC_TRY(open_boards(w, &node));
     }
     if (!w->shm || node.size < w->job.size) {
         /* Nodes whose ranks share memory take part in the making of every group. */
@@ -142,7 +157,8 @@ static void free_world(mc_world *w)
         mc_i_shared_destroy(w->maps);
         w->maps = next;
     }
-    mc_i_shared_destroy(w->bells);
+    mc_i_shared_destroy(w->shared_boards);
+    mc_free(w->boards);
     mc_free(w->pids);
     mc_free(w->node);
     mc_free(w);
@@ -182,9 +198,12 @@ void mc_world_close(mc_world *w, bool failed, int exit_status)
     if (!w) {
         return;
     }
+    mc_i_watch_destroy(w->watch);
     if (w->net) {
         mc_status st = failed ? MC_COMM : mc_comm_barrier(&w->comm);
         if (st != MC_OK) {
+            mc_i_ledger_leaves(w->engine.ledger);
+            alarm(MC_I_END_S); /* the network's end may wait for what never comes */
             mc_i_net_abort(w->net, failed ? exit_status : mc_status_exit(st));
             return; /* where MPI_Abort comes back, the process is about to end */
         }
@@ -206,9 +225,24 @@ const mc_comm *mc_world_comm(const mc_world *w)
     return &w->comm;
 }
 
+void mc_world_set_step(mc_world *w, int64_t step)
+{
+    mc_i_ledger_set_step(w->engine.ledger, step);
+}
+
+uint64_t mc_world_own_begin(mc_world *w, const char *what, const char *path)
+{
+    return mc_i_ledger_own_begun(w->engine.ledger, what, path);
+}
+
+void mc_world_own_end(mc_world *w, uint64_t id)
+{
+    mc_i_ledger_ended(w->engine.ledger, id);
+}
+
 void mc_world_ledger(const mc_world *w, char *text_out, size_t cap)
 {
-    mc_i_ledger_text(&w->engine.ledger, MC_I_LEDGER_OPS, "\n", text_out, cap);
+    mc_i_ledger_text(w->engine.ledger, MC_I_LEDGER_OPS, "\n", text_out, cap);
 }
 
 static mc_status split_with(mc_world *w, int color, int *colors, int *ranks, const char *name, mc_comm *comm_out)

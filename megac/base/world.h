@@ -64,8 +64,22 @@ mc_status mc_world_split(mc_world *world, int color, const char *name, mc_comm *
  * `bytes` may differ by rank. */
 mc_status mc_world_map(mc_world *world, size_t bytes, const char *what, void **out) MC_MUST_CHECK;
 
-/* The recent operations of every group of this rank (the ledger), newest last, for failure reports; at most `cap`
- * bytes. */
+/* ---- what a report of a failure tells of this rank (README, "When a rank dies or hangs") ---- */
+
+/* The ledger of a rank holds its recent operations, and can be read by the other ranks of its machine. One thread of a
+ * rank writes it: the one that calls its communicators. */
+
+/* The training step under way, from 1; 0 before training. */
+void mc_world_set_step(mc_world *world, int64_t step);
+/* The rank does something of its own that may take long, and that others may come to wait for: "reads data", or "saves"
+ * with the path of a file (NULL: none). Ends with the number that begin returned; 0: nothing. */
+uint64_t mc_world_own_begin(mc_world *world, const char *what, const char *path);
+void mc_world_own_end(mc_world *world, uint64_t id);
+/* From now on work of this rank's own in which nothing has moved for the deadline (no byte read or written) ends the
+ * process, with a report: on a disk that hangs for all ranks no rank waits for another. Nothing for one rank. */
+mc_status mc_world_watch(mc_world *world) MC_MUST_CHECK;
+
+/* The ledger of this rank, newest last; at most `cap` bytes. */
 void mc_world_ledger(const mc_world *world, char *text_out, size_t cap);
 
 #ifdef __cplusplus

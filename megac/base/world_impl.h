@@ -34,6 +34,8 @@ typedef struct mc_i_post {
 } mc_i_post;
 /* Highest tag. */
 int mc_i_net_max_tag(const mc_i_net *net);
+/* Whether the network has seen that the rank is gone (TCP only). */
+bool mc_i_net_lost(const mc_i_net *net, int rank);
 /* Begin a message of `bytes` <= INT_MAX; the data stay put until it is done. None of them waits. Messages of one tag
  * between two ranks arrive in the order sent; a message may be shorter than the room that its receive has. */
 mc_status mc_i_net_send(mc_i_net *net, const void *data, size_t bytes, int rank, int tag,
@@ -98,19 +100,24 @@ mc_status mc_i_comm_shm_create(mc_world *world, const mc_i_members *members, mc_
                                mc_comm *comm_out) MC_MUST_CHECK;
 void mc_i_shared_destroy(mc_i_shared *shared);
 
+typedef struct mc_i_watch mc_i_watch;       /* world_watch.c */
+void mc_i_watch_destroy(mc_i_watch *watch); /* NULL allowed */
+
 struct mc_world {
     mc_job job;
     mc_i_engine engine;
-    mc_i_net *net;  /* NULL: one rank */
-    int *node;      /* by world rank: lowest rank on its node */
-    int32_t *pids;  /* by world rank: 0 on other nodes */
-    bool wants_shm; /* same for all ranks: the user did not forbid it */
-    bool shm;       /* ranks of my node share memory */
-    mc_i_shared *bells;
-    mc_i_shared *maps; /* newest first */
+    mc_i_net *net;              /* NULL: one rank */
+    int *node;                  /* by world rank: lowest rank on its node */
+    int32_t *pids;              /* by world rank: 0 on other nodes */
+    bool wants_shm;             /* same for all ranks: the user did not forbid it */
+    bool shm;                   /* ranks of my node share memory */
+    mc_i_shared *shared_boards; /* one a rank, of my node's ranks */
+    mc_i_board **boards;        /* the same, by world rank */
+    mc_i_shared *maps;          /* newest first */
     int n_maps, n_groups;
-    mc_comm boot; /* by messages: while opening, and the world's when it spans nodes */
-    mc_comm comm; /* the world's */
+    mc_i_watch *watch; /* NULL: none */
+    mc_comm boot;      /* by messages: while opening, and the world's when it spans nodes */
+    mc_comm comm;      /* the world's */
 };
 
 /* This rank's segment, and those of the other members of `with` mapped. Collective over the world, by `over`, also for

@@ -78,7 +78,7 @@ void mc_i_shared_destroy(mc_i_shared *s)
 
 mc_i_bell *mc_i_world_bell(const mc_world *w, int rank)
 {
-    return (mc_i_bell *)w->bells->by_rank[rank].base;
+    return &w->boards[rank]->bell;
 }
 
 mc_status mc_i_world_pids(mc_world *w, const mc_comm *over)

@@ -38,7 +38,7 @@ static mc_status device_group(mt_engine *e, mc_comm *group)
     *group = (mc_comm){0};
     if (e->dev.ops->comm_create && (!o->comm || strcmp(o->comm, "nccl") == 0)) {
         MC_TRY(e->dev.ops->comm_create(&e->dev, host, e->ly.stream, group == &e->groups.pp,
-                                       60.0 * (double)o->distributed_timeout_minutes, &made));
+                                       60.0 * o->distributed_timeout_minutes, &made));
     } else {
         MC_TRY(mc_comm_staged(&e->dev, host, e->ly.stream, &made));
     }
@@ -46,11 +46,25 @@ static mc_status device_group(mt_engine *e, mc_comm *group)
     return MC_OK;
 }
 
+/* The replicas, or of several instances those of this rank's and those that keep the same parts in each. */
+static mc_status replica_groups(mt_engine *e)
+{
+    const unsigned axes = 1u << MC_AXIS_DP | 1u << MC_AXIS_CP;
+    int n = e->place.instances;
+    if (n == 1) {
+        e->groups.across = mc_comm_self("dp-across");
+        return mc_world_group(e->world, &e->setup.grid, axes, "dp", &e->groups.dp);
+    }
+    mc_group all = mc_grid_group(&e->setup.grid, mc_world_job(e->world)->rank, axes);
+    MC_TRY(mc_world_split(e->world, mc_group_cut(all, n, false).color, "dp", &e->groups.dp));
+    return mc_world_split(e->world, mc_group_cut(all, n, true).color, "dp-across", &e->groups.across);
+}
+
 static mc_status host_groups(mt_engine *e)
 {
     const mc_grid *grid = &e->setup.grid;
     MC_TRY(mc_world_group(e->world, grid, 1u << MC_AXIS_TP, "tp", &e->groups.tp));
-    MC_TRY(mc_world_group(e->world, grid, 1u << MC_AXIS_DP | 1u << MC_AXIS_CP, "dp", &e->groups.dp));
+    MC_TRY(replica_groups(e));
     MC_TRY(mc_world_group(e->world, grid, 1u << MC_AXIS_PP, "pp", &e->groups.pp));
     MC_TRY(kv_group(e));
     return embedding_group(e);
@@ -60,8 +74,8 @@ static mc_status host_groups(mt_engine *e)
 static mc_status open_groups(mt_engine *e)
 {
     MC_TRY(host_groups(e));
-    mc_comm *all[MT_N_GROUPS] = {&e->groups.tp, &e->groups.dp, &e->groups.pp, &e->groups.kv_replicas,
-                                 &e->groups.embedding};
+    mc_comm *all[MT_N_GROUPS] = {&e->groups.tp,          &e->groups.dp,     &e->groups.pp,
+                                 &e->groups.kv_replicas, &e->groups.across, &e->groups.embedding};
     for (int i = 0; i < MT_N_GROUPS; i++) {
         MC_TRY(device_group(e, all[i]));
     }
@@ -107,7 +121,8 @@ static mc_status open_model(mt_engine *e)
     MC_TRY(mt_memory_reserve(&e->memory, &plan, &e->dev, e->ly.stream, e->world, &e->arenas));
     e->ly.workspace = e->memory.workspace;
     e->ly.workspace_bytes = plan.workspace;
-    MC_TRY(mt_stage_create(&s->model, &e->place, &rq.sizes, &e->ly, &e->groups.tp, &e->groups.dp, &e->dev, &e->arenas,
+    mt_shard_comms replicas = {&e->groups.dp, &e->groups.across};
+    MC_TRY(mt_stage_create(&s->model, &e->place, &rq.sizes, &e->ly, &e->groups.tp, &replicas, &e->dev, &e->arenas,
                            &e->stage));
     MC_TRY(mt_stage_init_values(e->stage, e->pool));
     if (s->purpose != MT_FOR_TRAINING) {
@@ -157,6 +172,17 @@ static mc_status check_cuda_flags(const mt_engine *e)
     return MC_OK;
 }
 
+/* Accepted without effect. */
+static void warn_of_offload(const mt_engine *e)
+{
+    const mt_options *o = e->setup.o;
+    bool asks = e->setup.purpose == MT_FOR_TRAINING && (o->cpu_offloading_num_layers > 0 || o->cpu_offloading_weights);
+    if (asks && e->dev.ops->host_memory && mc_world_job(e->world)->rank == 0) {
+        MC_WARN("%s: the CPU's memory is the host's: copies go there and back, and nothing is saved",
+                o->cpu_offloading_weights ? "--cpu-offloading-weights" : "--cpu-offloading-num-layers");
+    }
+}
+
 static mc_status create(mt_engine *e, const mt_options *o, mt_purpose purpose, const ds_source *data)
 {
     const mc_job *job = mc_world_job(e->world);
@@ -164,6 +190,7 @@ static mc_status create(mt_engine *e, const mt_options *o, mt_purpose purpose, c
     e->place = mt_setup_place(&e->setup, job->rank);
     MC_TRY(open_device(e, o->device));
     MC_TRY(check_cuda_flags(e));
+    warn_of_offload(e);
     MC_TRY(open_groups(e));
     MC_TRY(open_plans(e));
     return open_model(e);
@@ -193,8 +220,8 @@ void mt_engine_destroy(mt_engine *e)
         (void)e->dev.ops->stream_sync(&e->dev, e->ly.stream);
     }
     /* Before the memory: after an error an operation may still wait for another rank. */
-    mc_comm *all[MT_N_GROUPS] = {&e->groups.embedding, &e->groups.kv_replicas, &e->groups.pp, &e->groups.dp,
-                                 &e->groups.tp};
+    mc_comm *all[MT_N_GROUPS] = {&e->groups.embedding, &e->groups.across, &e->groups.kv_replicas,
+                                 &e->groups.pp,        &e->groups.dp,     &e->groups.tp};
     for (int i = 0; i < MT_N_GROUPS; i++) {
         if (all[i]->ops) {
             mc_comm_destroy(all[i]);
@@ -234,6 +261,12 @@ mc_status mt_engine_run_step(mt_engine *e, const ds_loader *loader, int n_micro,
         MC_TRY(mt_shards_begin_step(&s->shards));
     }
     return pp_exec(plan, &e->groups.pp, &mt_stage_ops, s, stats_out);
+}
+
+int mt_engine_speaker(const mt_engine *e, int replica)
+{
+    const mc_grid *g = &e->setup.grid;
+    return mc_grid_rank(g, (mc_coords){.at = {[MC_AXIS_DP] = replica, [MC_AXIS_PP] = g->size[MC_AXIS_PP] - 1}});
 }
 
 mc_status mt_engine_loss_sum(mt_engine *e, int n_micro, double *sum_out)

@@ -11,12 +11,13 @@ extern "C" {
 
 /* The communicators of this rank. */
 typedef struct mt_groups {
-    mc_comm tp, dp, pp;
+    mc_comm tp, pp;
+    mc_comm dp, across;  /* replicas: within and across of mt_shard_comms */
     mc_comm kv_replicas; /* tensor-parallel ranks that hold the same key/value heads */
     mc_comm embedding;   /* first and last stage, where they hold a tied embedding twice */
 } mt_groups;
 
-enum { MT_N_GROUPS = 5 };
+enum { MT_N_GROUPS = sizeof(mt_groups) / sizeof(mc_comm) };
 
 typedef struct mt_engine {
     mt_setup setup;
@@ -44,6 +45,8 @@ void mt_engine_destroy(mt_engine *e);
  * forward alone otherwise. */
 mc_status mt_engine_run_step(mt_engine *e, const ds_loader *loader, int n_micro, bool training, double loss_scale,
                              pp_stats *stats_out) MC_MUST_CHECK;
+/* The world rank that answers for the outputs of a replica: its last stage, tensor-parallel rank 0. */
+int mt_engine_speaker(const mt_engine *e, int replica);
 /* Waits for that pass: sum of its weighted token losses on this rank; 0 where it has no head. */
 mc_status mt_engine_loss_sum(mt_engine *e, int n_micro, double *sum_out) MC_MUST_CHECK;
 

@@ -9,7 +9,7 @@ static mc_status add_batch(mt_engine *e, const mt_feed *feed, uint64_t first, ui
     double weight;
     pp_stats stats;
     MC_TRY(ds_loader_request_last(feed->loader, first, end, n_micro));
-    MC_TRY(ds_loader_next(feed->loader, &weight));
+    MC_TRY(mt_feed_next(e->world, feed, &weight));
     MC_TRY(mt_engine_run_step(e, feed->loader, n_micro, false, 0, &stats));
     bool counts = mt_has_head(&e->place) && e->place.tp_rank == 0;
     double loss;

@@ -4,19 +4,25 @@
 
 #include <string.h>
 
-/* World rank that chooses: the last stage of the first replica, tensor-parallel rank 0. */
-static int speaker(const mt_engine *e)
+/* The rank that chooses. */
+static bool chooses(const mt_engine *e)
 {
-    return mc_grid_rank(&e->setup.grid, (mc_coords){.at = {[MC_AXIS_PP] = e->setup.grid.size[MC_AXIS_PP] - 1}});
+    return mc_world_job(e->world)->rank == mt_engine_speaker(e, 0);
 }
 
-/* Logits (tp, m, Vl) of the ranks' shards -> rows (m, padded vocabulary) on the host. */
+/* Logits (tp, m, Vl) of the ranks' shards -> rows (m, padded vocabulary) on the host of the rank that chooses. */
 static mc_status collect(mt_engine *e, mc_tensor logits)
 {
     mt_stage *s = e->stage;
-    int64_t rows = logits.dims[1], local = logits.dims[2];
+    int64_t shards = logits.dims[0], rows = logits.dims[1], local = logits.dims[2];
     size_t bytes = (size_t)local * sizeof(float);
-    for (int64_t shard = 0; shard < logits.dims[0]; shard++) {
+    if (!chooses(e)) {
+        return MC_OK;
+    }
+    if (shards == 1) {
+        return e->dev.ops->copy(&e->dev, s->host_logits.data, logits.data, (size_t)rows * bytes, e->ly.stream);
+    }
+    for (int64_t shard = 0; shard < shards; shard++) {
         for (int64_t r = 0; r < rows; r++) {
             float *to = (float *)s->host_logits.data + r * s->c->padded_vocab + shard * local;
             const float *from = (const float *)logits.data + (shard * rows + r) * local;
@@ -24,13 +30,6 @@ static mc_status collect(mt_engine *e, mc_tensor logits)
         }
     }
     return MC_OK;
-}
-
-static mc_status move(const mc_comm *pp, mc_tensor t, int peer, bool send)
-{
-    mc_request request;
-    MC_TRY(send ? mc_comm_send_begin(pp, t, peer, &request) : mc_comm_recv_begin(pp, t, peer, &request));
-    return mc_comm_wait(&request);
 }
 
 /* The rows in host_step_ids through all stages; the last one has their logits in host_logits then. Waits, so that
@@ -43,13 +42,13 @@ static mc_status run_step(mt_engine *e, mt_token_step step)
     mc_tensor logits;
     MC_TRY(e->dev.ops->copy(&e->dev, s->step_ids.data, s->host_step_ids.data, bytes, e->ly.stream));
     if (!mt_has_embedding(&s->place)) {
-        MC_TRY(move(pp, mt_stage_token_input(s, step.n), s->place.stage - 1, false));
+        MC_TRY(mc_comm_recv(pp, mt_stage_token_input(s, step.n), s->place.stage - 1));
     }
     MC_TRY(mt_stage_forward_tokens(s, step, &logits));
     if (mt_has_head(&s->place)) {
         MC_TRY(collect(e, logits));
     } else {
-        MC_TRY(move(pp, mt_stage_token_output(s, step.n), s->place.stage + 1, true));
+        MC_TRY(mc_comm_send(pp, mt_stage_token_output(s, step.n), s->place.stage + 1));
     }
     mc_arena_rewind(&e->arenas.scratch, mark);
     return e->dev.ops->stream_sync(&e->dev, e->ly.stream);
@@ -68,7 +67,7 @@ static void put_row(mt_stage *s, int64_t n, int64_t i, int32_t token, int64_t te
 static mc_status choose(mt_engine *e, const mt_generation *g, const mt_text *t, int64_t i)
 {
     mt_stage *s = e->stage;
-    if (mc_world_job(e->world)->rank != speaker(e)) {
+    if (!chooses(e)) {
         return MC_OK;
     }
     const float *logits = (const float *)s->host_logits.data + i * s->c->padded_vocab;
@@ -84,7 +83,8 @@ static mc_status choose(mt_engine *e, const mt_generation *g, const mt_text *t, 
 /* Every rank learns the n chosen tokens. */
 static mc_status tell(mt_engine *e, int64_t n)
 {
-    return mc_comm_broadcast(mc_world_comm(e->world), mc_tensor_slice(e->stage->host_step_ids, 0, 0, n), speaker(e));
+    return mc_comm_broadcast(mc_world_comm(e->world), mc_tensor_slice(e->stage->host_step_ids, 0, 0, n),
+                             mt_engine_speaker(e, 0));
 }
 
 static void append(const mt_generation *g, mt_text *t, int32_t token)

@@ -38,12 +38,14 @@ static bool passed_over(const mt_run *run)
 }
 
 /* Loss weights of the global batch: masked tokens weigh nothing. Known before the backward, so that gradients need no
- * second scaling. */
+ * second scaling. Summed by the hosts, over the world: every rank of a replica has its weight, a whole number. */
 static mc_status total_weight(mt_run *run, double local, double *total_out)
 {
     mc_tensor t = mc_tensor_1d(&local, MC_F64, 1);
     if (run->o->eod_mask_loss) {
-        MC_TRY(mc_comm_all_reduce(&run->e->groups.dp, t, t, MC_SUM));
+        const mc_comm *world = mc_world_comm(run->e->world);
+        MC_TRY(mc_comm_all_reduce(world, t, t, MC_SUM));
+        local /= (double)world->size / run->e->place.dp;
         *total_out = local > 0 ? local : 1; /* a batch of masked tokens only: loss 0, gradient 0 */
         return MC_OK;
     }
@@ -87,7 +89,7 @@ static mc_status stop_here(mt_run *run, const char *text, const char *flag)
     long long number = (long long)run->iteration + 1;
     mc_alloc_freeze(false);
     if (run->o->save && run->saved_iteration != run->iteration) {
-        MC_TRY(mt_run_save(run, false, true));
+        MC_TRY(mt_run_save(run, true));
     }
     MC_TRY(mt_saver_finish(run));
     return MC_FAIL(MC_NUMERIC,
@@ -144,8 +146,12 @@ static mc_status decide(mt_run *run, double lr, step_outcome *out)
     if (finding != MT_SANE) {
         return leave_out(run, finding, text, out);
     }
+    uint64_t own = run->o->optimizer_offload_path
+                       ? mc_world_own_begin(run->world, "updates with moments in", run->o->optimizer_offload_path)
+                       : 0;
     MC_TRY(mt_optimizer_update(run->e->optimizer, lr, mt_decoupled_lr_at(&run->lr, at),
                                mt_weight_decay_at(&run->lr, at), 1 / scale, out->grad_norm));
+    mc_world_own_end(run->world, own);
     mt_stability_accept(&run->stability, out->loss, out->grad_norm);
     out->updated = true;
     return MC_OK;
@@ -181,7 +187,8 @@ static mc_status train_step(mt_run *run, mt_metrics_step *out)
         .written = mt_saver_written(&run->saver),
     };
 
-    MC_TRY(ds_loader_next(run->train.loader, &weight));
+    mc_world_set_step(run->world, run->iteration + 1);
+    MC_TRY(mt_feed_next(run->world, &run->train, &weight));
     uint64_t next = run->consumed_samples + (uint64_t)batch;
     MC_TRY(ds_loader_request(run->train.loader, next,
                              mt_setup_micros(&e->setup, mt_batch_size_at(&e->setup.batch, next))));
@@ -214,6 +221,18 @@ static mc_status train_step(mt_run *run, mt_metrics_step *out)
     return MC_OK;
 }
 
+/* Files, and pipes that nobody empties, may block. */
+static mc_status tell(mt_run *run, const mt_metrics_step *step)
+{
+    if (!run->metrics.speaks) {
+        return MC_OK;
+    }
+    uint64_t own = mc_world_own_begin(run->world, "writes metrics and progress", NULL);
+    mc_status st = mt_metrics_step_done(&run->metrics, step);
+    mc_world_own_end(run->world, own);
+    return st;
+}
+
 static mc_status evaluate_if_due(mt_run *run)
 {
     const mt_options *o = run->o;
@@ -222,10 +241,9 @@ static mc_status evaluate_if_due(mt_run *run)
         return MC_OK;
     }
     MC_TRY(mt_evaluate(run->e, &run->valid, mt_eval_steps(o), NULL, &loss, &tokens));
-    if (o->save_best && (run->best_iteration == 0 || loss < run->best_loss)) {
+    if (o->save_best && isfinite(loss) && (run->best_iteration == 0 || loss < run->best_loss)) {
         run->best_loss = loss;
         run->best_iteration = run->iteration;
-        run->best_is_now = true;
     }
     return mt_metrics_eval_done(&run->metrics, run->iteration, "valid", loss, tokens);
 }
@@ -233,13 +251,11 @@ static mc_status evaluate_if_due(mt_run *run)
 static mc_status save_if_due(mt_run *run, bool ending)
 {
     const mt_options *o = run->o;
-    bool best = run->best_is_now;
-    bool due =
-        (mc_given_int(o->save_interval) && run->iteration % o->save_interval == 0) || run->votes.save > 0 || best;
-    run->best_is_now = false;
+    bool due = (mc_given_int(o->save_interval) && run->iteration % o->save_interval == 0) || run->votes.save > 0 ||
+               run->best_iteration == run->iteration;
     MC_TRY(mt_saver_poll(run, (int)run->votes.written));
     if (o->save && run->saved_iteration != run->iteration && (due || ending)) {
-        MC_TRY(mt_run_save(run, best, ending));
+        MC_TRY(mt_run_save(run, ending));
     }
     return ending ? mt_saver_finish(run) : MC_OK;
 }
@@ -282,7 +298,7 @@ mc_status mt_loop(mt_run *run, mt_end *end_out)
         double started = mc_now();
         mc_alloc_freeze(run->iteration > first_iteration);
         MC_TRY(train_step(run, &step));
-        MC_TRY(mt_metrics_step_done(&run->metrics, &step));
+        MC_TRY(tell(run, &step));
         MC_TRY(evaluate_if_due(run));
         profile_step(run, run->iteration - first_iteration, mc_now() - started);
         stop =

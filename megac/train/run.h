@@ -11,6 +11,7 @@
 #include "megac/train/optim/stability.h"
 #include "megac/train/stop.h"
 #include "megac/train/token_losses.h"
+#include "megac/train/weights.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -48,7 +49,6 @@ typedef struct mt_run {
     double best_loss;        /* lowest validation loss so far (--save-best), */
     int64_t best_iteration;  /* and where; 0: none */
     int64_t saved_iteration; /* of the newest checkpoint of this run; -1: none */
-    bool best_is_now;        /* the evaluation of this iteration was the best */
     mt_stop *stop;           /* signals; NULL where nothing would be saved */
     mt_saver saver;
     mt_votes votes;           /* of all ranks, in the last step */
@@ -66,6 +66,8 @@ mc_status mt_source_open(const mt_options *o, ds_split which, bool whole, ds_sou
 
 /* Reads ahead from the feed's source (nothing where it has none), into memory that the engine's device copies from. */
 mc_status mt_feed_open(mt_engine *e, mt_feed *feed) MC_MUST_CHECK;
+/* ds_loader_next, in the ledger of the rank. */
+mc_status mt_feed_next(mc_world *world, const mt_feed *feed, double *weight_out) MC_MUST_CHECK;
 /* Before the engine is destroyed. */
 void mt_feed_close(mt_feed *feed);
 
@@ -82,12 +84,12 @@ mc_status mt_evaluate(mt_engine *e, const mt_feed *feed, int64_t n_steps, mt_tok
                       double *tokens_out) MC_MUST_CHECK;
 
 /* Reads weights, and unless `weights_only` optimizer state and counters, into the run. `run` may lack an optimizer. */
-mc_status mt_run_load(mt_run *run, const char *path, int64_t step, bool weights_only) MC_MUST_CHECK;
+mc_status mt_run_load(mt_run *run, mt_weights *w, bool weights_only) MC_MUST_CHECK;
 /* Back to the model, optimizer, schedule, loss scale and statistics of the newest checkpoint of this run, or the one
  * that it began with; iteration and data go on. *done_out is false where there is none. Collective. */
 mc_status mt_run_rewind(mt_run *run, bool *done_out) MC_MUST_CHECK;
 /* Weights alone, for evaluation and generation. */
-mc_status mt_engine_load(mt_engine *e, const char *path, int64_t step) MC_MUST_CHECK;
+mc_status mt_engine_load(mt_engine *e, mt_weights *w) MC_MUST_CHECK;
 
 #ifdef __cplusplus
 }

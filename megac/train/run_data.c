@@ -48,6 +48,14 @@ mc_status mt_feed_open(mt_engine *e, mt_feed *feed)
     return ds_loader_create(&c, &feed->loader);
 }
 
+mc_status mt_feed_next(mc_world *world, const mt_feed *feed, double *weight_out)
+{
+    uint64_t own = mc_world_own_begin(world, "reads data", NULL);
+    mc_status st = ds_loader_next(feed->loader, weight_out);
+    mc_world_own_end(world, own);
+    return st;
+}
+
 void mt_feed_close(mt_feed *feed)
 {
     ds_loader_destroy(feed->loader);

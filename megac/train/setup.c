@@ -105,14 +105,18 @@ void mt_setup_fini(mt_setup *s)
 mt_place mt_setup_place(const mt_setup *s, int rank)
 {
     mc_coords at = mc_grid_coords(&s->grid, rank);
-    int stage = at.at[MC_AXIS_PP];
+    int stage = at.at[MC_AXIS_PP], dp = s->grid.size[MC_AXIS_DP];
+    int zero = s->purpose == MT_FOR_TRAINING && dp > 1 ? (int)s->o->zero : 0;
+    int instances = zero > 0 ? (int)s->o->num_distributed_optimizer_instances : 1;
     return (mt_place){
         .tp = s->grid.size[MC_AXIS_TP],
         .tp_rank = at.at[MC_AXIS_TP],
-        .dp = s->grid.size[MC_AXIS_DP],
+        .dp = dp,
         .dp_rank = at.at[MC_AXIS_DP],
         .pp = s->grid.size[MC_AXIS_PP],
-        .zero = s->purpose == MT_FOR_TRAINING && s->grid.size[MC_AXIS_DP] > 1 ? (int)s->o->zero : 0,
+        .zero = zero,
+        .instances = instances,
+        .instance = at.at[MC_AXIS_DP] / (dp / instances),
         .stage = stage,
         /* Generation runs sequences of any length: their rows need not divide. */
         .sequence_parallel = s->o->sequence_parallel && s->purpose != MT_FOR_GENERATION,
@@ -193,8 +197,11 @@ mt_memory_request mt_setup_memory(const mt_setup *s, int rank)
                 .max_micro = generates ? 1 : s->max_micro,
                 .bucket_elems = s->o->ddp_bucket_size,
                 .recompute = mt_options_recompute(s->o),
+                .offload_layers = (int)s->o->cpu_offloading_num_layers,
+                .offload_params = s->o->cpu_offloading_weights,
                 .main_bf16 = strcmp(s->o->main_params_dtype, "bf16") == 0,
                 .grads_bf16 = strcmp(s->o->main_grads_dtype, "bf16") == 0,
+                .reduce_bf16 = s->o->grad_reduce_in_bf16,
                 .n_texts = generates ? n_texts(s->o) : 0,
                 .keeps_kv = generates && !s->o->no_kv_cache,
                 .head_chunk_rows =
@@ -226,6 +233,7 @@ mt_loss_scale_config mt_setup_loss_scale(const mt_setup *s)
         .min = o->min_loss_scale,
         .window = o->loss_scale_window,
         .hysteresis = o->hysteresis,
+        .consecutive = o->consecutive_hysteresis,
     };
 }
 

@@ -13,13 +13,6 @@ struct mt_token_losses {
     char path[MC_PATH_BYTES], temporary[MC_PATH_BYTES];
 };
 
-/* The world rank that answers for the losses of a replica: its last stage, tensor-parallel rank 0. */
-static int speaker(const mt_engine *e, int replica)
-{
-    return mc_grid_rank(&e->setup.grid,
-                        (mc_coords){.at = {[MC_AXIS_DP] = replica, [MC_AXIS_PP] = e->setup.grid.size[MC_AXIS_PP] - 1}});
-}
-
 static mc_status begin_file(mt_token_losses *t)
 {
     const mt_setup *s = &t->e->setup;
@@ -48,30 +41,24 @@ undo_losses:
     return st;
 }
 
-static mc_status move(const mt_engine *e, float *losses, int64_t n, int peer, bool send)
-{
-    const mc_comm *world = mc_world_comm(e->world);
-    mc_tensor t = mc_tensor_1d(losses, MC_F32, n);
-    mc_request request;
-    MC_TRY(send ? mc_comm_send_begin(world, t, peer, &request) : mc_comm_recv_begin(world, t, peer, &request));
-    return mc_comm_wait(&request);
-}
-
 mc_status mt_token_losses_add(mt_token_losses *t, int n_micro)
 {
     const mt_engine *e = t->e;
+    const mc_comm *world = mc_world_comm(e->world);
     int64_t windows = e->setup.o->micro_batch_size, seq = e->setup.model.seq_length;
-    int rank = mc_world_job(e->world)->rank;
     for (int m = 0; m < n_micro; m++) { /* samples of a step go round the replicas, micro-batch by micro-batch */
         for (int d = 0; d < e->setup.grid.size[MC_AXIS_DP]; d++) {
-            int from = speaker(e, d);
-            float *losses = from == rank ? (float *)e->stage->host_losses.data + m * windows * seq : t->received;
+            int from = mt_engine_speaker(e, d);
+            float *losses = from == world->rank ? (float *)e->stage->host_losses.data + m * windows * seq : t->received;
             uint64_t n = t->left < (uint64_t)windows ? t->left : (uint64_t)windows;
             t->left -= n;
-            if (n > 0 && from != 0 && (rank == 0 || rank == from)) {
-                MC_TRY(move(e, losses, (int64_t)n * seq, rank == 0 ? from : 0, rank == from));
+            mc_tensor moved = mc_tensor_1d(losses, MC_F32, (int64_t)n * seq);
+            if (n > 0 && from != 0 && world->rank == from) {
+                MC_TRY(mc_comm_send(world, moved, 0));
+            } else if (n > 0 && from != 0 && world->rank == 0) {
+                MC_TRY(mc_comm_recv(world, moved, from));
             }
-            if (n > 0 && rank == 0) {
+            if (n > 0 && world->rank == 0) {
                 MC_TRY(mt_st_writer_append(t->writer, losses, n * (size_t)seq * sizeof *losses));
             }
         }

@@ -16,6 +16,8 @@ mc_status mt_weights_open(const char *path, int64_t step, mt_weights **weights_o
 void mt_weights_close(mt_weights *w); /* NULL allowed */
 /* The model's flags, as mt_options_adopt and mt_options_differences take them. Valid until close. */
 const char *mt_weights_config(const mt_weights *w);
+/* As it was given to open. */
+const char *mt_weights_path(const mt_weights *w);
 /* The checkpoint, or NULL. */
 mt_checkpoint *mt_weights_checkpoint(const mt_weights *w);
 /* As mt_checkpoint_read. */

@@ -322,7 +322,7 @@ static void test_ledger(void **state)
     mc_world_ledger(t.world, text, sizeof text);
     if (t.job->size > 1) {
         assert_non_null(strstr(text, "world #"));
-        assert_non_null(strstr(text, "barrier, 0 bytes"));
+        assert_non_null(strstr(text, "barrier, 0 bytes i32"));
         assert_non_null(strstr(text, "took"));
     }
     mc_world_ledger(t.world, small, sizeof small);

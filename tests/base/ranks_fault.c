@@ -37,6 +37,46 @@ static mc_status never_comes(mc_world *w)
     return mc_comm_all_reduce(mc_world_comm(w), numbers(100000), numbers(100000), MC_SUM);
 }
 
+/* The last rank is stopped, in step 3; rank 1 waits for it, and rank 0 for rank 1. */
+static mc_status chain(mc_world *w)
+{
+    const mc_comm *c = mc_world_comm(w);
+    int rank = rank_of(w), last = mc_world_job(w)->size - 1;
+    mc_world_set_step(w, 3);
+    MC_TRY(mc_comm_barrier(c));
+    if (rank == last) {
+        uint64_t own = mc_world_own_begin(w, "saves iteration 3:", "run/iter_0000003.tmp/shard");
+        raise(SIGSTOP);
+        mc_world_own_end(w, own);
+    }
+    mc_request req;
+    MC_TRY(mc_comm_recv_begin(c, numbers(8 * (rank + 1)), (rank + 1) % mc_world_job(w)->size, &req));
+    return mc_comm_wait(&req);
+}
+
+/* Each waits for what the other would send next. */
+static mc_status deadlock(mc_world *w)
+{
+    mc_request req;
+    MC_TRY(mc_comm_recv_begin(mc_world_comm(w), numbers(8), 1 - rank_of(w), &req));
+    return mc_comm_wait(&req);
+}
+
+/* As on a disk that hangs for rank 1 and is slow for rank 0; nobody waits for anybody. */
+static mc_status own_work(mc_world *w)
+{
+    FILE *f = tmpfile();
+    MC_TRY(f ? mc_world_watch(w) : MC_FAIL(MC_IO, "no temporary file"));
+    (void)mc_world_own_begin(w, rank_of(w) == 0 ? "writes slowly" : "reads data", NULL);
+    for (int i = 0; i < 300; i++) {
+        nanosleep(&(struct timespec){.tv_nsec = 100000000}, NULL);
+        if (rank_of(w) == 0 && (fputc('x', f) == EOF || fflush(f) != 0)) {
+            return MC_IO;
+        }
+    }
+    return MC_OK;
+}
+
 static mc_status nobody_sends(mc_world *w)
 {
     mc_request req;
@@ -115,8 +155,11 @@ static const struct {
     double deadline_s;
     fault_fn run; /* NULL: opening is the fault */
 } faults[] = {
-    {"never-comes", 4, never_comes},
-    {"nobody-sends", 4, nobody_sends},
+    {"never-comes", 3, never_comes},
+    {"chain", 2, chain},
+    {"deadlock", 1, deadlock},
+    {"own-work", 1, own_work},
+    {"nobody-sends", 3, nobody_sends},
     {"dies", 20, dies},
     {"other-size", 20, other_size},
     {"other-operation", 20, other_operation},

@@ -119,33 +119,6 @@ static void test_reduce_kernels(void **state)
     assert_int_equal(big[0], -2); /* wraps */
 }
 
-static void test_ledger_keeps_the_newest(void **state)
-{
-    (void)state;
-    static mc_i_ledger ledger;
-    mc_comm c = mc_comm_self("dp");
-    mc_request req = {.comm = &c, .kind = MC_I_SEND, .in = f32(data, 4), .peer = 3};
-    char text[16384];
-    mc_i_ledger_init(&ledger);
-    mc_i_ledger_text(&ledger, 64, "\n", text, sizeof text);
-    assert_string_equal(text, "");
-    for (int i = 0; i < 100; i++) {
-        req.seq = (uint64_t)i;
-        mc_i_ledger_begun(&ledger, &req);
-        if (i < 99) {
-            mc_i_ledger_done(&ledger, &req);
-        }
-    }
-    mc_i_ledger_text(&ledger, 2, "; ", text, sizeof text);
-    assert_non_null(strstr(text, "dp #98 send to 3, 16 bytes, at "));
-    assert_null(strstr(text, "dp #97"));
-    assert_non_null(strstr(text, "under way; "));
-    mc_i_ledger_text(&ledger, 1000, "\n", text, sizeof text);
-    assert_true(strncmp(text, "dp #36 ", 7) == 0); /* 64 rows */
-    mc_i_ledger_text(&ledger, 1000, "\n", text, 200);
-    assert_true(strlen(text) < 200 && strstr(text, "dp #99 "));
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -153,7 +126,6 @@ int main(void)
         cmocka_unit_test(test_plan_touches_nothing),
         cmocka_unit_test(test_bad_arguments),
         cmocka_unit_test(test_reduce_kernels),
-        cmocka_unit_test(test_ledger_keeps_the_newest),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

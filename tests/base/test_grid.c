@@ -65,6 +65,31 @@ static void test_groups(void **state)
     }
 }
 
+/* Each group cut into runs: by the definition, over all pairs of ranks. */
+static void test_cut(void **state)
+{
+    (void)state;
+    mc_grid g = grid_of(2, 1, 12, 2);
+    for (int parts = 1; parts <= 12; parts++) {
+        for (int r = 0; 12 % parts == 0 && r < mc_grid_ranks(&g); r++) {
+            int length = 12 / parts;
+            mc_group dp = mc_grid_group(&g, r, 1u << MC_AXIS_DP);
+            mc_group run = mc_group_cut(dp, parts, false), across = mc_group_cut(dp, parts, true);
+            assert_int_equal(run.size, length);
+            assert_int_equal(across.size, parts);
+            assert_int_equal(run.index + across.index * length, dp.index);
+            for (int q = 0; q < mc_grid_ranks(&g); q++) {
+                mc_group other = mc_grid_group(&g, q, 1u << MC_AXIS_DP);
+                bool same = other.color == dp.color;
+                assert_int_equal(mc_group_cut(other, parts, false).color == run.color,
+                                 same && other.index / length == dp.index / length);
+                assert_int_equal(mc_group_cut(other, parts, true).color == across.color,
+                                 same && other.index % length == dp.index % length);
+            }
+        }
+    }
+}
+
 static void test_bad_sizes(void **state)
 {
     (void)state;
@@ -89,6 +114,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_order),
         cmocka_unit_test(test_groups),
+        cmocka_unit_test(test_cut),
         cmocka_unit_test(test_bad_sizes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

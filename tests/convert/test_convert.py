@@ -133,6 +133,14 @@ def test_a_model_that_changed_gets_a_new_config(tmp_path):
     assert json.loads((tmp_path / "hf/config.json").read_text())["rms_norm_eps"] == 1e-6
 
 
+def test_a_damaged_config_is_told_before_anything_is_written(tmp_path):
+    convert(FIXTURES / "llama2", tmp_path / "megac")
+    carried = tmp_path / "megac/huggingface/config.json"
+    carried.write_text(carried.read_text()[:-20])
+    done = run(["convert", "--input", tmp_path / "megac", "--output", tmp_path / "hf"], expect=2)
+    assert str(carried) in done.stderr and sorted(p.name for p in tmp_path.iterdir()) == ["megac"]
+
+
 def test_outputs_are_never_overwritten(tmp_path):
     """A new or an empty directory; a trailing slash and a leftover of an earlier attempt do not matter."""
     (tmp_path / "empty").mkdir()

@@ -40,6 +40,7 @@ CONFIGS = [
     ("llama2", {"hidden_size": 16.5}, "hidden_size"),
     ("llama2", {"num_attention_heads": 0}, "num_attention_heads"),
     ("llama2", {"num_key_value_heads": 3}, "num_key_value_heads"),
+    ("llama3", {"head_dim": 3}, "head_dim"),
     ("llama2", {"num_hidden_layers": 10**12}, "--num-layers"),
     ("mistral", {"sliding_window": -3}, "sliding_window"),
     ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1, "layer_types": None}, "1 of 2"),

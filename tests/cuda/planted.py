@@ -26,6 +26,10 @@ LAYOUTS = {
     "pp": "--pp 2 --hidden-dropout 0.1".split(),
     "dp": "--dp 2 --swiglu --normalization RMSNorm --disable-bias-linear".split(),
     "zero": "--dp 2 --zero 3".split(),
+    "offload": (
+        "--num-layers 3 --cpu-offloading-num-layers 3 --cpu-offloading-weights --optimizer-cpu-offload --bf16 "
+        "--global-batch-size 1"
+    ).split(),
 }
 STEPS = 2
 
@@ -42,8 +46,8 @@ class Fault:
 RACE, NCCL, NUMBERS, MEGAC = "race detector", "NCCL's stand-in", "other numbers", "megac's own error"
 REDUNDANT = "redundant: no race, same bits"
 FAULTS = [
-    Fault("skip-wait", "a stream does not wait for an event", "tp pp dp zero", RACE, REDUNDANT),
-    Fault("skip-record", "an event is not recorded where it should be", "tp pp dp zero", RACE, REDUNDANT),
+    Fault("skip-wait", "a stream does not wait for an event", "tp pp dp zero offload", RACE, REDUNDANT),
+    Fault("skip-record", "an event is not recorded where it should be", "tp pp dp zero offload", RACE, REDUNDANT),
     Fault("skip-sync", "the host does not wait for a stream", "one tp pp", RACE, REDUNDANT),
     Fault("reuse-early", "a buffer is overwritten while it is communicated", "tp pp dp zero", RACE),
     Fault("pinned-early", "pinned memory is overwritten before it was copied", "one", RACE),
@@ -116,7 +120,7 @@ def train(layout, plant=None, fail=None, deadline=20):
         path = pathlib.Path(folder) / "metrics.jsonl"
         done = cuda_runs.run(
             ["train", *MODEL, *flags, "--train-iters", STEPS, "--metrics-file", path],
-            ranks=1 if layout == "one" else 2,
+            ranks=1 if layout in ("one", "offload") else 2,
             expect=None,
             timeout=120,
             instrumented=fail is None,

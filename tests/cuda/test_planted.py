@@ -12,6 +12,7 @@ PLACES = [
     ("skip-wait", "tp", 0.5),
     ("skip-wait", "pp", 0.6),
     ("skip-wait", "zero", 0.7),
+    ("skip-wait", "offload", 0.7),
     ("skip-record", "tp", 0.35),
     ("skip-sync", "one", 0.1),
     ("reuse-early", "tp", 0.6),

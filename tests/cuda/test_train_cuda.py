@@ -179,6 +179,25 @@ def test_zero_and_recomputation(tmp_path):
     run_cpu(["inspect", tmp_path / "c", "--verify"])
 
 
+@pytest.mark.parametrize("flags,tolerance", [("--zero 1 --global-batch-size 4", 2e-5), ("--zero 3 --grad-reduce-in-bf16", 1e-3)])
+def test_hybrid_sharding(flags, tolerance, tmp_path):
+    """Sums inside instances and across them, each under way while the other is, from buffers that are soon used again."""
+    shape = [*LLAMA, "--dp", "4", "--micro-batch-size", "1", "--num-layers", "3", "--train-iters", "2"]
+    flags = [*shape, *flags.split(), "--num-distributed-optimizer-instances", "2"]
+    late, chance = (
+        cuda_runs.train([*flags, "--device", "cuda"], 4, tmp_path / "m.jsonl", policy=p) for p in ("late", "random:1")
+    )
+    assert late == chance
+    assert close(late, cpu(flags, 4, tmp_path), tolerance)
+
+
+def test_masked_targets(tmp_path):
+    """Hosts add what targets weigh; the mock data masks none, so that the step is the one without the flag."""
+    flags = [*LLAMA, "--dp", "2", "--train-iters", "2", "--device", "cuda"]
+    have, want = (cuda_runs.train([*flags, *more], 2, tmp_path / "m.jsonl") for more in (["--eod-mask-loss"], []))
+    assert have == want
+
+
 def test_eight_bytes_a_parameter(tmp_path):
     """bf16 states, rounded at random: the same words on both devices."""
     types = "--bf16 --main-params-dtype bf16 --main-grads-dtype bf16 --exp-avg-dtype bf16 --exp-avg-sq-dtype bf16".split()
@@ -213,3 +232,24 @@ def test_graphs_are_off_with_a_reason(tmp_path):
         assert done.stderr.count(f"--cuda-graphs: off: {reason}") == 1, done.stderr
     done = run_cpu(["train", *LLAMA, "--cuda-graphs", "--device", "cpu"], expect=2)
     assert "--cuda-graphs" in done.stderr
+
+
+@pytest.mark.parametrize("ranks, layout", [(1, "--recompute-activations"), (2, "--dp 2 --zero 3")])
+def test_offloads_are_the_same_run(ranks, layout, tmp_path):
+    """Activations and parameters of blocks through two places, moments through one: a copy that comes too early or too late
+    takes another's values."""
+    small = "--num-layers 3 --hidden-size 32 --seq-length 16 --vocab-size 61 --bf16 --global-batch-size 4 --train-iters 2"
+    flags = [*GPT, *small.split(), *layout.split(), "--device", "cuda"]
+    off = [*flags, *"--cpu-offloading-num-layers 3 --cpu-offloading-weights --optimizer-cpu-offload".split()]
+    want = cuda_runs.train(flags, ranks, tmp_path / "m.jsonl")
+    for policy in (POLICIES[0], POLICIES[-1]):
+        assert cuda_runs.train(off, ranks, tmp_path / "m.jsonl", policy=policy) == want, policy
+
+
+def test_what_is_offloaded_is_planned(tmp_path):
+    flags = [*GPT, "--bf16", "--device", "cuda", "--num-threads", "1", "--train-iters", "1"]
+    off = [*flags, "--cpu-offloading-num-layers", "4", "--cpu-offloading-weights", "--optimizer-cpu-offload"]
+    plain, less = (json.loads(run_cpu(["plan", *f, "--json"]).stdout) for f in (flags, off))
+    assert less["largest_device_bytes"] < plain["largest_device_bytes"]
+    reserved = float(re.search(r"rank 0 reserves ([0-9.]+) MiB", cuda_runs.run(["train", *off]).stdout).group(1))
+    assert reserved == pytest.approx(less["ranks"][0]["total"] / 2**20, abs=0.06)

@@ -197,3 +197,17 @@ def test_damage_that_changes_many_bytes(tool, dataset, tmp_path):
     assert done.returncode == 0 and len(answers) == len(paths) > 200
     assert b"ok" not in answers
     assert {b"open", b"verify"} == set(answers)
+
+
+def test_damage_is_told_in_one_line(tool, dataset, tmp_path):
+    """Also where the HDF5 library comes across it: no words of its own, not even when the program ends."""
+    raw = dataset.read_bytes()
+    places = np.flatnonzero(np.frombuffer(raw, np.uint8))
+    places = places[(places < 8192) | (places > len(raw) - 16384)]  # structure, most of it
+    for at in np.random.default_rng(9).choice(places, 60, replace=False):
+        bad = bytearray(raw)
+        bad[at] ^= 1 << at % 8
+        (tmp_path / "bad.h5").write_bytes(bad)
+        done = run(tool, "inspect", tmp_path / "bad.h5", "--verify")
+        text = done.stderr.decode()
+        assert done.returncode == 2 and text.count("\n") == 1 and "bad.h5" in text, (at, text)

@@ -4,6 +4,7 @@ import os
 import pathlib
 import shutil
 import subprocess
+import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MEGAC = pathlib.Path(os.environ.get("MEGAC_BUILD", ROOT / "build")) / "megac"
@@ -40,6 +41,21 @@ def run(args, ranks=1, expect=0, timeout=150, stdin=None):
         f"exit status {done.returncode}, expected {expect}\n{' '.join(line)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     )
     return done
+
+
+def peak_bytes(args):
+    """The largest resident set of megac on one rank."""
+    line, env = command(args)
+    # A process's peak counts what its parent held when it was started: a small parent, for pytest may hold gigabytes.
+    parent = (
+        "import os, sys; quiet = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]; "
+        "pid = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ, file_actions=quiet); "
+        "_, status, usage = os.wait4(pid, 0); print(os.waitstatus_to_exitcode(status), usage.ru_maxrss)"
+    )
+    done = subprocess.run([sys.executable, "-c", parent, *line], env=env, capture_output=True, text=True, timeout=60)
+    code, peak_kib = map(int, done.stdout.split())
+    assert code == 0, done.stderr
+    return 1024 * peak_kib
 
 
 def metrics(path):

@@ -81,15 +81,15 @@ undo_all:
     return st;
 }
 
-static mc_status one_step(mt_run *run, const char *prefix)
+static mc_status one_step(mt_run *run, mt_weights *weights, const char *prefix)
 {
     double weight, loss;
     pp_stats stats;
     MC_TRY(mt_source_open(run->o, DS_TRAIN, false, &run->train.source));
     MC_TRY(mt_engine_create(run->o, MT_FOR_TRAINING, run->world, run->train.source, &run->e));
     mt_engine *e = run->e;
-    if (run->o->load) {
-        MC_TRY(mt_engine_load(e, run->o->load, -1));
+    if (weights) {
+        MC_TRY(mt_engine_load(e, weights));
     }
     int n_micro = e->setup.max_micro;
     ds_loader_config c = mt_setup_loader(&e->setup, 0, run->train.source);
@@ -118,7 +118,7 @@ int main(int argc, char **argv)
     if (st == MC_OK) {
         run.o = session.o;
         run.world = session.world;
-        st = one_step(&run, argv[1]);
+        st = one_step(&run, session.weights, argv[1]);
         ds_loader_destroy(run.train.loader);
         ds_source_close(run.train.source);
         mt_engine_destroy(run.e);

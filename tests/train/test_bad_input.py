@@ -66,7 +66,7 @@ FLAGS = {
     "context parallelism": ([*GOOD, "--cp", "2"], ["2"]),
     "fp32 residual in bf16": ([*GOOD, "--bf16", "--fp32-residual-connection"], ["--fp32-residual-connection"]),
     "two precisions": ([*GOOD, "--fp16", "--bf16"], ["--fp16", "--bf16"]),
-    "hybrid sharding": ([*GOOD, "--num-distributed-optimizer-instances", "2"], ["--num-distributed-optimizer-instances"]),
+    "hybrid sharding": ([*GOOD, "--num-distributed-optimizer-instances", "2"], ["--num-distributed-optimizer-instances 2"]),
     "two ZeRO stages": ([*GOOD, "--zero", "2", "--use-distributed-optimizer"], ["--zero 2", "leave one out"]),
     "recompute method alone": ([*GOOD, "--recompute-method", "block"], ["--recompute-method", "--recompute-granularity full"]),
     "odd head size with rope": (

@@ -1,7 +1,5 @@
-/* Nothing loses a checkpoint and no damage passes: mutations of every file, failing allocations, a saver killed at
- * random moments. */
-#include <dirent.h>
-#include <fcntl.h>
+/* Nothing loses a checkpoint: failing allocations, a saver killed at random moments. (Damaged files:
+ * test_ckpt_mutations.c.) */
 #include <signal.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -11,7 +9,7 @@
 #include "megac/train/checkpoint/ckpt_inspect.h"
 #include "tests/train/ckpt_save.h"
 
-enum { MUTATIONS = 3600, MAX_FILES = 16, KILLS = 100 };
+enum { KILLS = 100 };
 
 static const ckpt_layout two_by_two = {2, 2, 3, false, MC_F32}, one = {1, 1, 1, false, MC_F32};
 
@@ -28,122 +26,6 @@ static int drop_place(void **state)
     mc_status st = mc_file_remove_tree(*state);
     test_free(*state);
     return st == MC_OK && mc_alloc_report_leaks() == 0 ? 0 : -1;
-}
-
-typedef struct victim {
-    char path[MC_PATH_BYTES];
-    char *data;
-    size_t bytes;
-} victim;
-
-/* Reads all files of a directory into memory. */
-static int list_victims(const char *dir, victim *out, int n)
-{
-    DIR *d = opendir(dir);
-    assert_non_null(d);
-    for (struct dirent *e; (e = readdir(d));) {
-        if (e->d_type == DT_REG) {
-            assert_true(n < MAX_FILES);
-            snprintf(out[n].path, MC_PATH_BYTES, "%s/%s", dir, e->d_name);
-            assert_int_equal(mc_file_read_all(out[n].path, 1 << 24, "a file", &out[n].data, &out[n].bytes), MC_OK);
-            n++;
-        }
-    }
-    closedir(d);
-    return n;
-}
-
-static void write_file(const char *path, const char *data, size_t bytes)
-{
-    int fd = -1;
-    assert_int_equal(mc_file_create(path, &fd), MC_OK);
-    assert_int_equal(mc_file_write(fd, path, data, bytes), MC_OK);
-    assert_int_equal(mc_file_close(fd, path), MC_OK);
-}
-
-/* One change, chosen by number `k`: bit or byte flipped, cut short, bytes appended, a block zeroed, removed. False when
- * it changes nothing. */
-static bool mutate(const victim *v, char *copy, unsigned k)
-{
-    mc_rng_block r = mc_rng_bits(1234, 7, 0, k);
-    size_t at = r.w[1] % v->bytes, bytes = v->bytes;
-    memcpy(copy, v->data, v->bytes);
-    switch (r.w[0] % 8) {
-    case 0:
-        return mc_file_remove_tree(v->path) == MC_OK;
-    case 1:
-        bytes = at;
-        break;
-    case 2:
-        copy[bytes++] = (char)r.w[2];
-        break;
-    case 3:
-        memset(copy + at, 0, bytes - at < 64 ? bytes - at : 64);
-        break;
-    case 4:
-        copy[at] = (char)r.w[2];
-        break;
-    default:
-        copy[at] ^= (char)(1u << r.w[2] % 8);
-    }
-    write_file(v->path, copy, bytes);
-    return bytes != v->bytes || memcmp(copy, v->data, bytes) != 0;
-}
-
-/* The number file may lose its end of line, and leading zeros may come: it then names the same iteration. */
-static bool harmless(const char *path)
-{
-    char *text;
-    size_t bytes;
-    if (!strstr(path, "latest_") || !mc_file_exists(path) ||
-        mc_file_read_all(path, 100, "a number", &text, &bytes) != MC_OK) {
-        return false;
-    }
-    bool same = bytes == strspn(text, "0123456789\n") && strtol(text, NULL, 10) == 100;
-    mc_free(text);
-    return same;
-}
-
-static void test_mutations(void **state)
-{
-    const char *dir = *state;
-    static victim v[MAX_FILES];
-    char iter[128], text[4096];
-    static char copy[1 << 20];
-    int detected = 0, unchanged = 0;
-    assert_int_equal(ckpt_save_all(dir, &two_by_two, 100, 3), MC_OK);
-    snprintf(iter, sizeof iter, "%s/iter_0000100", dir);
-    int n = list_victims(iter, v, list_victims(dir, v, 0));
-    assert_int_equal(n, 1 + 1 + 1 + 4); /* latest, metadata, tokenizer, shards */
-    FILE *null = fopen("/dev/null", "w");
-    for (unsigned k = 0; k < MUTATIONS; k++) {
-        const victim *f = &v[k % (unsigned)n];
-        mc_status seen = MC_OK, loaded = MC_OK;
-        assert_true(f->bytes + 1 < sizeof copy);
-        if (!mutate(f, copy, k) || harmless(f->path)) {
-            unchanged++;
-        } else {
-            UNIT_CAPTURE(text, seen = mt_checkpoint_inspect(dir, true, k % 2, null));
-            if ((seen != MC_INPUT && seen != MC_NOTFOUND && seen != MC_UNSUPPORTED) || !strstr(text, dir)) {
-                fail_msg("mutation %u of %s: %s: %s", k, f->path, mc_status_name(seen), text);
-            }
-            if (strstr(f->path, "shard") && mc_file_exists(f->path) && !strstr(text, strrchr(f->path, '/') + 1)) {
-                fail_msg("mutation %u of %s: the message names another file: %s", k, f->path, text);
-            }
-            if (k % 8 == 0) { /* loading everything sees it too */
-                UNIT_CAPTURE(text, loaded = ckpt_load_all(dir, &one, 3));
-                assert_true(loaded == MC_INPUT || loaded == MC_NOTFOUND);
-            }
-            detected++;
-        }
-        write_file(f->path, f->data, f->bytes);
-    }
-    fclose(null);
-    assert_int_equal(ckpt_load_all(dir, &one, 3), MC_OK);
-    assert_true(detected >= 3000 && unchanged < MUTATIONS / 10);
-    for (int i = 0; i < n; i++) {
-        mc_free(v[i].data);
-    }
 }
 
 /* Allocation n of a save fails, n = 1, 2, ...: MC_NOMEM, nothing leaks, the previous checkpoint loads. */
@@ -229,6 +111,7 @@ static void test_killed_at_any_moment(void **state)
     for (unsigned k = 0; k < KILLS || (last < 15 && k < 8 * KILLS); k++) {
         mt_checkpoint *c;
         int status;
+        char text[4096];
         pid_t child = fork();
         assert_true(child >= 0);
         if (child == 0) {
@@ -240,12 +123,17 @@ static void test_killed_at_any_moment(void **state)
         kill(child, SIGKILL);
         assert_int_equal(waitpid(child, &status, 0), child);
         assert_true(WIFSIGNALED(status)); /* it did not fail by itself */
-        assert_int_equal(mt_checkpoint_open(dir, -1, &c), MC_OK);
-        int64_t iteration = mt_checkpoint_state(c)->iteration;
-        mt_checkpoint_close(c);
-        assert_true(iteration >= last); /* what was the latest never goes back */
-        assert_int_equal(mt_checkpoint_inspect(dir, true, false, null), MC_OK);
-        assert_int_equal(ckpt_load_all(dir, &one, (int)(iteration % 100)), MC_OK);
+        int64_t iteration = -1;
+        /* Killed between two renames, it leaves a newer checkpoint than the number says, of which a warning tells. */
+        UNIT_CAPTURE(text, {
+            assert_int_equal(mt_checkpoint_open(dir, -1, &c), MC_OK);
+            iteration = mt_checkpoint_state(c)->iteration;
+            mt_checkpoint_close(c);
+            assert_true(iteration >= last); /* what was the latest never goes back */
+            assert_int_equal(mt_checkpoint_inspect(dir, true, false, null), MC_OK);
+            assert_int_equal(ckpt_load_all(dir, &one, (int)(iteration % 100)), MC_OK);
+        });
+        assert_null(strstr(text, "error"));
         longest = iteration == last && longest < 0.4 ? 1.5 * longest : longest;
         last = iteration;
         at = 2 * iteration;
@@ -258,7 +146,6 @@ int main(void)
 {
 #define ROW(f) cmocka_unit_test_setup_teardown(f, make_place, drop_place)
     const struct CMUnitTest tests[] = {
-        ROW(test_mutations),
         ROW(test_out_of_memory_saving),
         ROW(test_out_of_memory_loading),
         ROW(test_killed_at_any_moment),

@@ -192,6 +192,7 @@ def test_a_killed_rank_ends_the_others():
     os.kill(children_of(job.pid)[1], signal.SIGKILL)
     status, _, err = finish(job, 20)
     assert status == 1 and "rank 1 was ended by signal 9" in err, err
+    assert "rank 1 is gone" in err and "watchdog: rank 1 did: " in err, err
 
 
 def test_a_closed_connection_tells_without_a_launcher():

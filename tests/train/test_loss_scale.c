@@ -8,7 +8,7 @@
 
 enum { STEPS = 400 };
 
-/* After n steps: walks back to where the hysteresis was last full, counts overflows from there on, and so on. */
+/* After n steps: counts overflows since the hysteresis was last full, good steps in a row, and so on. */
 static double scale_after(const mt_loss_scale_config *c, const bool *overflow, int n)
 {
     double scale = c->initial;
@@ -18,6 +18,9 @@ static double scale_after(const mt_loss_scale_config *c, const bool *overflow, i
         spent += overflow[i];
         if (overflow[i] && spent >= c->hysteresis) {
             scale = fmax(scale * 0.5, c->min);
+        }
+        if (c->consecutive && !overflow[i]) {
+            spent = 0;
         }
         if (run == c->window) {
             scale *= 2;
@@ -49,7 +52,9 @@ static void test_any_sequence(void **state)
     for (int64_t window = 1; window < 9; window += 2) {
         for (int64_t hysteresis = 1; hysteresis < 4; hysteresis++) {
             for (uint32_t seed = 0; seed < 5; seed++) {
-                mt_loss_scale_config c = {true, 65536, seed % 2 ? 1 : 1000, window, hysteresis};
+                mt_loss_scale_config c = {true, 65536, seed % 2 ? 1 : 1000, window, hysteresis, false};
+                check_run(&c, seed, 0.05f + 0.1f * (float)seed);
+                c.consecutive = true;
                 check_run(&c, seed, 0.05f + 0.1f * (float)seed);
             }
         }
@@ -60,7 +65,7 @@ static void test_any_sequence(void **state)
 static void test_by_hand(void **state)
 {
     (void)state;
-    mt_loss_scale_config c = {true, 1024, 300, 3, 2};
+    mt_loss_scale_config c = {true, 1024, 300, 3, 2, false};
     const struct {
         bool overflow;
         double scale;
@@ -69,6 +74,72 @@ static void test_by_hand(void **state)
         {false, 300}, {false, 300}, {true, 300},  /* starts counting good steps anew */
         {false, 300}, {false, 300}, {false, 600}, /* three in a row */
         {true, 600},  {true, 300},  {true, 300},
+    };
+    mt_loss_scale s = mt_loss_scale_start(&c);
+    for (size_t i = 0; i < sizeof steps / sizeof *steps; i++) {
+        mt_loss_scale_update(&c, &s, steps[i].overflow);
+        assert_true(s.scale == steps[i].scale);
+    }
+}
+
+/* DeepSpeed's update_scale, step by step as it stands there: its state is the scale, the hysteresis, the number of the
+ * step and that of the last overflow. */
+static void deepspeed(const mt_loss_scale_config *c, const bool *overflow, double *scales)
+{
+    double scale = c->initial;
+    int64_t hysteresis = c->hysteresis, last = -1;
+    for (int64_t i = 0; i < STEPS; i++) {
+        if (overflow[i] && (c->hysteresis == 1 || hysteresis == 1)) {
+            scale = fmax(scale / 2, c->min);
+        } else if (overflow[i]) {
+            hysteresis--;
+        }
+        if (overflow[i]) {
+            last = i;
+        } else {
+            bool grows = (i - last) % c->window == 0;
+            hysteresis = c->consecutive || grows ? c->hysteresis : hysteresis;
+            scale *= grows ? 2 : 1;
+        }
+        scales[i] = scale;
+    }
+}
+
+static void test_is_deepspeed(void **state)
+{
+    (void)state;
+    int differ = 0; /* runs in which it matters whether overflows come in a row */
+    for (uint32_t seed = 0; seed < 40; seed++) {
+        bool overflow[STEPS];
+        double scales[2][STEPS];
+        mt_loss_scale_config c = {true, 65536, 1, 1 + seed % 7, 1 + seed % 4, false};
+        for (int i = 0; i < STEPS; i++) {
+            overflow[i] = mc_rng_uniform(mc_rng_bits(seed, 2, 0, (uint64_t)i).w[0]) < 0.3f;
+        }
+        for (int consecutive = 0; consecutive < 2; consecutive++) {
+            c.consecutive = consecutive;
+            mt_loss_scale s = mt_loss_scale_start(&c);
+            deepspeed(&c, overflow, scales[consecutive]);
+            for (int i = 0; i < STEPS; i++) {
+                mt_loss_scale_update(&c, &s, overflow[i]);
+                assert_true(s.scale == scales[consecutive][i]);
+            }
+        }
+        differ += memcmp(scales[0], scales[1], sizeof scales[0]) != 0;
+    }
+    assert_true(differ > 20);
+}
+
+static void test_in_a_row_by_hand(void **state)
+{
+    (void)state;
+    mt_loss_scale_config c = {true, 1024, 1, 3, 2, true};
+    const struct {
+        bool overflow;
+        double scale;
+    } steps[] = {
+        {true, 1024}, {false, 1024}, {true, 1024}, {false, 1024},              /* one at a time: forgiven for ever */
+        {true, 1024}, {true, 512},   {true, 256},  {false, 256},  {true, 256}, /* forgiven again */
     };
     mt_loss_scale s = mt_loss_scale_start(&c);
     for (size_t i = 0; i < sizeof steps / sizeof *steps; i++) {
@@ -91,9 +162,8 @@ static void test_static(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_any_sequence),
-        cmocka_unit_test(test_by_hand),
-        cmocka_unit_test(test_static),
+        cmocka_unit_test(test_any_sequence),     cmocka_unit_test(test_by_hand), cmocka_unit_test(test_is_deepspeed),
+        cmocka_unit_test(test_in_a_row_by_hand), cmocka_unit_test(test_static),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

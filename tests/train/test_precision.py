@@ -40,9 +40,10 @@ def test_loss_curve_is_within_one_percent_of_fp32(precision, text, tmp_path):
 
 
 class Scaler:
-    """Megatron-LM's DynamicGradScaler by its rules: growth 2, backoff 0.5."""
+    """Megatron-LM's DynamicGradScaler by its rules: growth 2, backoff 0.5; `consecutive` is DeepSpeed's."""
 
-    def __init__(self, initial, lowest, window, hysteresis):
+    def __init__(self, initial, lowest, window, hysteresis, consecutive=False):
+        self.consecutive = consecutive
         self.scale, self.lowest, self.window, self.hysteresis = initial, lowest, window, hysteresis
         self.growth_tracker, self.hysteresis_tracker = 0, hysteresis
 
@@ -54,6 +55,7 @@ class Scaler:
                 self.scale = max(self.scale * 0.5, self.lowest)
         else:
             self.growth_tracker += 1
+            self.hysteresis_tracker = self.hysteresis if self.consecutive else self.hysteresis_tracker
             if self.growth_tracker == self.window:
                 self.growth_tracker, self.hysteresis_tracker = 0, self.hysteresis
                 self.scale *= 2
@@ -72,6 +74,18 @@ def test_the_scale_follows_overflows_by_megatron_s_rules(lowest, tmp_path):
     if lowest == 1.0:
         assert skipped[:6] == [True] * 6 and skipped.count(False) > 15 and skipped[20:].count(True) > 1
     assert min(s["loss_scale"] for s in steps) >= lowest
+
+
+def test_hysteresis_of_overflows_in_a_row(tmp_path):
+    runs = {}
+    for consecutive, more in ((False, []), (True, ["--consecutive-hysteresis"])):
+        flags = [*SMALL, *RESTLESS, "--train-iters", "40", "--hysteresis", "2", "--loss-scale-window", "5", *more]
+        runs[consecutive], _ = train(flags, 1, tmp_path)
+        scaler = Scaler(2.0**30, 1.0, 5, 2, consecutive)
+        for s in runs[consecutive]:
+            assert s["loss_scale"] == scaler.scale, s
+            scaler.update(s["skipped"])
+    assert [s["loss_scale"] for s in runs[True]] != [s["loss_scale"] for s in runs[False]]
 
 
 def test_an_overflow_leaves_no_trace_but_in_the_scale(tmp_path):

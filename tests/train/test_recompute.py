@@ -20,12 +20,14 @@ LAYOUTS = {
     "one rank": (1, "--micro-batch-size 2"),
     "tp2 pp2 dp2 sp": (8, "--micro-batch-size 1 --tp 2 --pp 2 --sequence-parallel"),
     "pp2 gpipe, zero 3": (4, "--micro-batch-size 2 --pp 2 --pipeline-schedule gpipe --zero 3"),
+    "dp2, zero 3, 7 blocks": (2, "--micro-batch-size 2 --zero 3 --num-layers 7"),  # groups of 3 blocks, two buffers
 }
 
 
 @pytest.mark.parametrize(
     "model, layout",
-    [("gpt", "one rank"), ("llama-tied", "one rank"), ("llama-tied", "tp2 pp2 dp2 sp"), ("gpt", "pp2 gpipe, zero 3")],
+    [("gpt", "one rank"), ("llama-tied", "one rank"), ("llama-tied", "tp2 pp2 dp2 sp"), ("gpt", "pp2 gpipe, zero 3"),
+     ("llama-tied", "dp2, zero 3, 7 blocks")],
 )
 def test_every_setting_is_the_same_run(model, layout, tmp_path):
     ranks, flags = LAYOUTS[layout]

@@ -6,7 +6,7 @@ import subprocess
 
 import numpy as np
 import pytest
-from megac_runs import MEGAC, metrics, run, train
+from megac_runs import MEGAC, metrics, peak_bytes, run, train
 
 MODEL = (
     "--num-layers 2 --hidden-size 32 --num-attention-heads 4 --seq-length 16 --max-position-embeddings 16 "
@@ -381,3 +381,16 @@ def test_evaluation_on_ranks_that_the_training_batch_does_not_fit(saved):
     number = re.compile(r"loss ([0-9.]+) .* over (\d+) tokens")
     assert number.search(three).groups() == number.search(one).groups()
     assert number.search(one).group(2) == str(3 * 4 * 16)
+
+
+@pytest.mark.parametrize("ranks, flags", [(1, []), (4, "--tp 2 --pp 2 --zero 0".split()), (2, ["--zero", "3"])])
+def test_loading_takes_no_more_memory(ranks, flags, tmp_path):
+    """A run of one rank that goes on from a checkpoint of 84 MB, of its own layout or of another: a piece at a time."""
+    args = (
+        "--num-layers 4 --hidden-size 256 --num-attention-heads 4 --seq-length 16 --micro-batch-size 1 --global-batch-size 2 "
+        "--lr 1e-3 --lr-decay-iters 4 --mock-data --vocab-size 16384 --num-threads 1"
+    ).split()
+    run(["train", *args, *flags, "--train-iters", 1, "--save", tmp_path], ranks)
+    assert sum(f.stat().st_size for f in tmp_path.rglob("*.safetensors")) > 80e6
+    fresh = peak_bytes(["train", *args, "--train-iters", 1])
+    assert peak_bytes(["train", *args, "--train-iters", 2, "--load", tmp_path]) < fresh + 4e6

@@ -4,11 +4,10 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
-from megac_runs import command, metrics, run, train
+from megac_runs import command, metrics, peak_bytes, run, train
 
 SHAPE = (
     "--num-layers 4 --hidden-size 64 --num-attention-heads 4 --seq-length 32 --max-position-embeddings 32 "
@@ -58,19 +57,10 @@ def test_resident_memory_is_the_plan(more):
         "--global-batch-size 4 --lr 1e-3 --mock-data --vocab-size 8192 --train-iters 3 --num-threads 2 "
         + more
     ).split()
-    line, env = command(["train", *args])
-    # A process's peak counts what its parent held when it was started: a small parent, for pytest may hold gigabytes.
-    parent = (
-        "import os, sys; quiet = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]; "
-        "pid = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ, file_actions=quiet); "
-        "_, status, usage = os.wait4(pid, 0); print(os.waitstatus_to_exitcode(status), usage.ru_maxrss)"
-    )
-    done = subprocess.run([sys.executable, "-c", parent, *line], env=env, capture_output=True, text=True, timeout=60)
-    code, peak_kib = map(int, done.stdout.split())
-    assert code == 0, done.stderr
+    peak = peak_bytes(["train", *args])
     planned = plan([*args, "--world-size", "1"])["ranks"][0]["total"]
     assert planned > 100e6  # large enough that 30 MB do not hide a mistake
-    assert 0.9 * planned < peak_kib * 1024 < 1.05 * planned + 30e6
+    assert 0.9 * planned < peak < 1.05 * planned + 30e6
 
 
 def test_threads_keep_to_the_bound_cores():
@@ -117,9 +107,10 @@ def test_masked_targets_do_not_count(tmp_path):
     args = [*shape[:at], "--global-batch-size", "4", "--train-iters", "6", "--data-path", tmp_path / "t", "--split", "1"]
     plain, _ = train(args, 1, tmp_path, "plain")
     one, _ = train([*args, "--eod-mask-loss"], 1, tmp_path, "one")
-    four, _ = train([*args, "--eod-mask-loss"], 4, tmp_path, "four")
-    for a, b in zip(four, one):
-        assert a["lm_loss"] == pytest.approx(b["lm_loss"], rel=1e-5)
+    for layout in ([], ["--tp", "2"], ["--pp", "2"]):
+        four, _ = train([*args, "--eod-mask-loss", *layout], 4, tmp_path, "four")
+        for a, b in zip(four, one, strict=True):
+            assert a["lm_loss"] == pytest.approx(b["lm_loss"], rel=1e-5)
     assert one[-1]["lm_loss"] != plain[-1]["lm_loss"]
 
 
@@ -159,6 +150,8 @@ def test_killed_rank_ends_the_job(tmp_path):
     assert job.returncode not in (0, None)
     # mpirun names the dead rank too; this line is megac's, and says what the other rank was waiting for.
     assert re.search(rf"megac.*error: rank 1 \(process {victim}\) is gone while \w+ of \w+", stderr)
+    assert re.search(rf"watchdog: rank 1, process {victim} \(gone\), step \d+: (computes|waits|reads data)", stderr)
+    assert 1 <= len(re.findall(r"watchdog: rank 1 did: .*, step \d+, begun [0-9.]+ s ago", stderr)) <= 6
 
 
 def test_one_rank_that_fails_ends_the_job(tmp_path):

@@ -63,13 +63,16 @@ typedef struct mt_ckpt_writer mt_ckpt_writer;
 mc_status mt_ckpt_begin(const char *dir, mc_world *world, const mt_ckpt_state *state, const mt_ckpt_item *items,
                         int n_items, mt_ckpt_writer **writer_out) MC_MUST_CHECK;
 mc_status mt_ckpt_write(mt_ckpt_writer *writer) MC_MUST_CHECK;
+/* mc_world_own_begin of that: for the thread that writes, or that waits for the one that does. */
+uint64_t mt_ckpt_note(const mt_ckpt_writer *writer);
 mc_status mt_ckpt_commit(mt_ckpt_writer *writer, mc_status written) MC_MUST_CHECK;
 void mt_ckpt_writer_destroy(mt_ckpt_writer *writer); /* NULL allowed */
 
 typedef struct mt_checkpoint mt_checkpoint;
 
 /* Opens a checkpoint for reading: `path` is SAVE (the latest iteration, or `step` >= 0) or an iter_N directory.
- * MC_NOTFOUND, MC_INPUT. No communication. */
+ * A latest one that is not the newest there (a run that was resumed earlier, a save that was killed between its two
+ * renames, a damaged number) is warned of. MC_NOTFOUND, MC_INPUT. No communication. */
 mc_status mt_checkpoint_open(const char *path, int64_t step, mt_checkpoint **ckpt_out) MC_MUST_CHECK;
 void mt_checkpoint_close(mt_checkpoint *ckpt);
 /* Strings and pointers stay valid until close. */

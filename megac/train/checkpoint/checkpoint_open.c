@@ -8,6 +8,7 @@
 
 #include "megac/base/alloc.h"
 #include "megac/base/hash.h"
+#include "megac/base/log.h"
 #include "megac/train/checkpoint/ckpt_impl.h"
 
 static int compare_iteration(const void *a, const void *b)
@@ -16,8 +17,8 @@ static int compare_iteration(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* "100, 200" of the checkpoints in `dir`, newest last and at most 16 of them, or "none". */
-static void list_iterations(const char *dir, char *out, size_t cap)
+/* "100, 200" of the checkpoints in `dir`, newest last and at most 16 of them, or "none". Returns the newest, or -1. */
+static int64_t list_iterations(const char *dir, char *out, size_t cap)
 {
     enum { SHOWN = 16 };
     int64_t found[SHOWN];
@@ -44,6 +45,7 @@ static void list_iterations(const char *dir, char *out, size_t cap)
         size_t used = strlen(out);
         snprintf(out + used, cap - used, "%s%lld", i ? ", " : "", (long long)found[i]);
     }
+    return n ? found[n - 1] : -1;
 }
 
 static mc_status parse_latest(const char *path, const char *text, size_t bytes, const char *there, int64_t *out)
@@ -89,12 +91,17 @@ static mc_status find_dir(const char *path, int64_t step, char *dir_out, int64_t
     if (mc_file_exists(metadata)) {
         return mc_path_format(dir_out, "%s", path);
     }
-    list_iterations(path, there, sizeof there);
+    int64_t newest = list_iterations(path, there, sizeof there);
     if (step < 0) {
         MC_TRY(read_latest(path, there, iteration_out));
     }
     MC_TRY(mt_i_iter_path(dir_out, path, *iteration_out, ""));
     if (mc_file_is_dir(dir_out)) {
+        if (step < 0 && newest > *iteration_out) {
+            MC_WARN("%s: " MT_I_LATEST
+                    " names iteration %lld, though %lld is there too; to take that: --ckpt-step %lld",
+                    path, (long long)*iteration_out, (long long)newest, (long long)newest);
+        }
         return MC_OK;
     }
     /* A save of the same iteration may have died between two renames (ckpt_publish.c). */

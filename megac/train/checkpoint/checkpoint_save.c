@@ -1,5 +1,6 @@
 /* The collective save: every step ends with an agreement, so that all ranks go on or all give up. Only the writing of
  * the shards, in the middle, is each rank's own. */
+#include <stdio.h>
 #include <string.h>
 
 #include "megac/base/alloc.h"
@@ -33,21 +34,16 @@ static mc_status gather_make_room(const mc_comm *comm, gather *g)
 /* Point to point, so that only rank 0 holds the tables of thousands of ranks. */
 static mc_status gather_move(const mc_comm *comm, const mt_text *mine, gather *g)
 {
-    mc_request req;
     if (comm->rank > 0) {
-        if (mine->bytes == 0) {
-            return MC_OK;
-        }
-        MC_TRY(mc_comm_send_begin(comm, mc_tensor_1d(mine->data, MC_U8, (int64_t)mine->bytes), 0, &req));
-        return mc_comm_wait(&req);
+        mc_tensor all = mc_tensor_1d(mine->data, MC_U8, (int64_t)mine->bytes);
+        return mine->bytes > 0 ? mc_comm_send(comm, all, 0) : MC_OK;
     }
     size_t at = 0;
     for (int r = 0; r < comm->size; r++) {
         if (r == 0 && mine->bytes > 0) {
             memcpy(g->all, mine->data, mine->bytes);
         } else if (r > 0 && g->bytes[r] > 0) {
-            MC_TRY(mc_comm_recv_begin(comm, mc_tensor_1d(g->all + at, MC_U8, g->bytes[r]), r, &req));
-            MC_TRY(mc_comm_wait(&req));
+            MC_TRY(mc_comm_recv(comm, mc_tensor_1d(g->all + at, MC_U8, g->bytes[r]), r));
         }
         at += (size_t)g->bytes[r];
     }
@@ -56,18 +52,59 @@ static mc_status gather_move(const mc_comm *comm, const mt_text *mine, gather *g
 
 struct mt_ckpt_writer {
     char *dir;
-    const mc_comm *comm;
+    mc_world *world;
+    const mc_comm *comm; /* its communicator */
     mt_ckpt_state state;
     mt_i_shard shard;
     mt_text table;
     gather gathered;
 };
 
+/* In the ledger: on its own at `file` of the checkpoint. */
+static uint64_t note(const mt_ckpt_writer *w, const char *file)
+{
+    char what[48], path[MC_PATH_BYTES];
+    snprintf(what, sizeof what, "saves iteration %lld:", (long long)w->state.iteration);
+    snprintf(path, sizeof path, "%s/iter_%07lld.tmp/%s", w->dir, (long long)w->state.iteration, file);
+    return mc_world_own_begin(w->world, what, path);
+}
+
+uint64_t mt_ckpt_note(const mt_ckpt_writer *w)
+{
+    return note(w, w->shard.file);
+}
+
 static mc_status open_shard(mt_ckpt_writer *w)
 {
     char tmp[MC_PATH_BYTES];
     MC_TRY(mt_i_iter_path(tmp, w->dir, w->state.iteration, ".tmp"));
-    return mt_i_shard_open(tmp, w->state.iteration, &w->shard);
+    uint64_t own = mt_ckpt_note(w);
+    mc_status st = mt_i_shard_open(tmp, w->state.iteration, &w->shard);
+    mc_world_own_end(w->world, own);
+    return st;
+}
+
+/* What rank 0 does for all: before the others open their shards, and after they have written them. */
+static mc_status make_directory(const mt_ckpt_writer *w)
+{
+    if (w->comm->rank != 0) {
+        return MC_OK;
+    }
+    uint64_t own = note(w, "");
+    mc_status st = mt_i_save_begin(w->dir, w->state.iteration);
+    mc_world_own_end(w->world, own);
+    return st;
+}
+
+static mc_status publish(mt_ckpt_writer *w)
+{
+    if (w->comm->rank != 0) {
+        return MC_OK;
+    }
+    uint64_t own = note(w, "metadata.json");
+    mc_status st = mt_i_save_publish(w->dir, &w->state, w->comm->size, w->gathered.all);
+    mc_world_own_end(w->world, own);
+    return st;
 }
 
 static mc_status describe(mt_ckpt_writer *w)
@@ -91,7 +128,7 @@ static mc_status undo(const mt_ckpt_writer *w, mc_status st)
 static mc_status begin_steps(mt_ckpt_writer *w, mc_status mine)
 {
     MC_TRY(agree(w->comm, mine));
-    MC_TRY(agree(w->comm, w->comm->rank == 0 ? mt_i_save_begin(w->dir, w->state.iteration) : MC_OK));
+    MC_TRY(agree(w->comm, make_directory(w)));
     return undo(w, agree(w->comm, open_shard(w)));
 }
 
@@ -101,6 +138,7 @@ mc_status mt_ckpt_begin(const char *dir, mc_world *world, const mt_ckpt_state *s
     const mc_comm *comm = mc_world_comm(world);
     mt_ckpt_writer *w;
     MC_TRY(MC_NEW(&w, "checkpoint writer"));
+    w->world = world;
     w->comm = comm;
     w->state = *state;
     mc_status st = mc_strdup(dir, "checkpoint path", &w->dir);
@@ -133,7 +171,7 @@ static mc_status commit_steps(mt_ckpt_writer *w, mc_status written)
     MC_TRY(mc_comm_all_gather(w->comm, mc_tensor_1d(&bytes, MC_I32, 1), mc_tensor_1d(g->bytes, MC_I32, w->comm->size)));
     MC_TRY(agree(w->comm, gather_make_room(w->comm, g)));
     MC_TRY(agree(w->comm, gather_move(w->comm, &w->table, g)));
-    return agree(w->comm, w->comm->rank == 0 ? mt_i_save_publish(w->dir, &w->state, w->comm->size, g->all) : MC_OK);
+    return agree(w->comm, publish(w));
 }
 
 mc_status mt_ckpt_commit(mt_ckpt_writer *w, mc_status written)
@@ -159,7 +197,10 @@ mc_status mt_checkpoint_save(const char *dir, mc_world *world, const mt_ckpt_sta
 {
     mt_ckpt_writer *w;
     MC_TRY(mt_ckpt_begin(dir, world, state, items, n_items, &w));
-    mc_status st = mt_ckpt_commit(w, mt_ckpt_write(w));
+    uint64_t own = mt_ckpt_note(w);
+    mc_status st = mt_ckpt_write(w);
+    mc_world_own_end(world, own);
+    st = mt_ckpt_commit(w, st);
     mt_ckpt_writer_destroy(w);
     return st;
 }

@@ -57,7 +57,7 @@ static mc_status add_stores(mt_contents *c, mt_engine *e, bool with_optimizer, b
 static int cut_items(const mt_ckpt_item *whole, int64_t from, int64_t to, void *data, mc_dtype dtype, mt_ckpt_item *out)
 {
     const mt_param *p = whole->param;
-    int64_t cols = p->n_dims == 2 ? p->local_dims[1] : 1, first = from, boundary = to;
+    int64_t cols = mt_param_cols(p), first = from, boundary = to;
     int n = 0;
     if (p->shard_dim == 0 && p->n_ranges > 1 && from < p->ranges[0].count * cols) {
         boundary = p->ranges[0].count * cols < to ? p->ranges[0].count * cols : to;
@@ -67,15 +67,13 @@ static int cut_items(const mt_ckpt_item *whole, int64_t from, int64_t to, void *
         bool partial = col > 0 || end - from < cols;
         int64_t line_end = (row + 1) * cols < end ? (row + 1) * cols : end;
         int64_t rows = partial ? 1 : (end - from) / cols, width = partial ? line_end - from : cols;
-        int range = p->shard_dim == 0 && row >= p->ranges[0].count;
         char *at = (char *)data + (size_t)(from - first) * mc_dtype_bytes(dtype);
         mt_ckpt_item *item = &out[n];
         *item = *whole;
         item->cut = true;
         item->part = n++;
         item->local = p->n_dims == 2 ? mc_tensor_2d(at, dtype, rows, width) : mc_tensor_1d(at, dtype, rows);
-        item->begin[0] = p->shard_dim == 0 ? p->ranges[range].begin + row - (range ? p->ranges[0].count : 0) : row;
-        item->begin[1] = col + (p->shard_dim == 1 ? p->ranges[0].begin : 0);
+        mt_param_global(p, from, item->begin);
         from += rows * width;
     }
     return n;

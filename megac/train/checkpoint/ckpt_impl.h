@@ -14,6 +14,8 @@
 #ifndef MEGAC_TRAIN_CHECKPOINT_CKPT_IMPL_H
 #define MEGAC_TRAIN_CHECKPOINT_CKPT_IMPL_H
 
+#include <stdio.h>
+
 #include "megac/base/file.h"
 #include "megac/train/checkpoint/checkpoint.h"
 #include "megac/train/checkpoint/ckpt_text.h"
@@ -149,6 +151,11 @@ const mt_i_tensor *mt_i_tensor_find(const mt_checkpoint *c, const char *name);
 mc_status mt_i_slice_locate(mt_checkpoint *c, const mt_i_slice *slice) MC_MUST_CHECK;
 /* Reads the whole slice and compares its sum. */
 mc_status mt_i_slice_verify(mt_checkpoint *c, mt_i_slice *slice) MC_MUST_CHECK;
+
+/* Every slice of every file; goes on after a damaged one, so that the user sees the whole extent. */
+mc_status mt_i_checkpoint_verify(mt_checkpoint *c) MC_MUST_CHECK;
+/* After the last word about `path`: whether all of it could be written. */
+mc_status mt_i_print_end(FILE *out, const char *path) MC_MUST_CHECK;
 
 /* ---- both ---- */
 

@@ -57,9 +57,8 @@ static totals sum_up(const mt_checkpoint *c)
     return s;
 }
 
-/* Goes on after a damaged slice, so that the user sees the whole extent. Metadata and tokenizer were checked at open.
- */
-static mc_status verify_all(mt_checkpoint *c)
+/* Metadata and tokenizer were checked at open. */
+mc_status mt_i_checkpoint_verify(mt_checkpoint *c)
 {
     mc_status st = MC_OK;
     for (int f = 0; f < c->n_files; f++) {
@@ -167,19 +166,24 @@ static mc_status print_json(const mt_checkpoint *c, bool verified, FILE *out)
     return st;
 }
 
+mc_status mt_i_print_end(FILE *out, const char *path)
+{
+    if (fflush(out) != 0 || ferror(out)) {
+        return MC_FAIL(MC_IO, "cannot write the description of %s; is the output's disk full?", path);
+    }
+    return MC_OK;
+}
+
 mc_status mt_checkpoint_inspect(const char *path, bool verify, bool json, FILE *out)
 {
     mt_checkpoint *c;
     MC_TRY(mt_checkpoint_open(path, -1, &c));
-    mc_status st = verify ? verify_all(c) : MC_OK;
+    mc_status st = verify ? mt_i_checkpoint_verify(c) : MC_OK;
     if (st == MC_OK && json) {
         st = print_json(c, verify, out);
     } else if (st == MC_OK) {
         print_text(c, verify, out);
     }
     mt_checkpoint_close(c);
-    if (st == MC_OK && (fflush(out) != 0 || ferror(out))) {
-        st = MC_FAIL(MC_IO, "cannot write the description of %s; is the output's disk full?", path);
-    }
-    return st;
+    return st == MC_OK ? mt_i_print_end(out, path) : st;
 }

@@ -20,6 +20,14 @@ bool mt_checkpoint_is(const char *path);
  * mt_checkpoint_open; MC_IO when `out` cannot be written. */
 mc_status mt_checkpoint_inspect(const char *path, bool verify, bool json, FILE *out) MC_MUST_CHECK;
 
+/* Writes where two checkpoints differ: step and other counters, ranks that wrote them, options, names, types and shapes
+ * of tensors; and, by the stored checksums, how many tensors have the same values. Nothing but metadata is read, unless
+ * `verify`. As JSON: {"kind": "checkpoint-difference", "a", "b": paths, "same": whether there is none, "state",
+ * "config", "tensors": {name: [in a, in b]} of what differs, null where one lacks it, "values": {"same", "other",
+ * "unknown"}}. Errors as above; a difference is none. */
+mc_status mt_checkpoint_compare(const char *path_a, const char *path_b, bool verify, bool json,
+                                FILE *out) MC_MUST_CHECK;
+
 #ifdef __cplusplus
 }
 #endif

@@ -2,11 +2,11 @@
 #include "megac/base/alloc.h"
 #include "megac/train/checkpoint/ckpt_contents.h"
 #include "megac/train/run.h"
-#include "megac/train/weights.h"
 
 /* What a checkpoint does not have (a padded vocabulary's last rows) keeps its initial value: hence the read. */
 static mc_status read_items(mt_weights *w, mt_engine *e, bool with_optimizer)
 {
+    uint64_t own = mc_world_own_begin(e->world, "loads", mt_weights_path(w));
     mt_contents c;
     mc_status st = mt_contents_open(&c, e, with_optimizer, false);
     for (int i = 0; i < c.n_items && st == MC_OK; i++) {
@@ -16,16 +16,13 @@ static mc_status read_items(mt_weights *w, mt_engine *e, bool with_optimizer)
         st = mt_host_view_write(&c.stores[i]);
     }
     mt_contents_close(&c);
+    mc_world_own_end(e->world, own);
     return st == MC_OK ? mt_stage_refresh_params(e->stage) : st;
 }
 
-mc_status mt_engine_load(mt_engine *e, const char *path, int64_t step)
+mc_status mt_engine_load(mt_engine *e, mt_weights *w)
 {
-    mt_weights *w;
-    MC_TRY(mt_weights_open(path, step, &w));
-    mc_status st = read_items(w, e, false);
-    mt_weights_close(w);
-    return st;
+    return read_items(w, e, false);
 }
 
 /* A fixed scale is the flag's. */
@@ -38,20 +35,16 @@ static void load_decisions(mt_run *run, const mt_ckpt_state *state)
     mt_stability_restore(&run->stability, state->recent_losses, state->recent_norms, state->n_recent);
 }
 
-mc_status mt_run_load(mt_run *run, const char *path, int64_t step, bool weights_only)
+mc_status mt_run_load(mt_run *run, mt_weights *w, bool weights_only)
 {
-    mt_weights *w;
-    MC_TRY(mt_weights_open(path, step, &w));
     const mt_checkpoint *ckpt = mt_weights_checkpoint(w);
-    mc_status st = MC_OK;
     if (!ckpt && !weights_only) {
-        st = MC_FAIL(MC_INVALID,
-                     "--load %s is a directory of Hugging Face, which has nothing to go on from; give it to "
-                     "--pretrained-checkpoint",
-                     path);
-        goto undo_weights;
+        return MC_FAIL(MC_INVALID,
+                       "--load %s is a directory of Hugging Face, which has nothing to go on from; give it to "
+                       "--pretrained-checkpoint",
+                       mt_weights_path(w));
     }
-    MC_TRY_GOTO(st, read_items(w, run->e, !weights_only && !run->o->no_load_optim), undo_weights);
+    MC_TRY(read_items(w, run->e, !weights_only && !run->o->no_load_optim));
     const mt_ckpt_state *state = ckpt ? mt_checkpoint_state(ckpt) : NULL;
     if (!weights_only) {
         run->iteration = state->iteration;
@@ -69,12 +62,10 @@ mc_status mt_run_load(mt_run *run, const char *path, int64_t step, bool weights_
         if (state) {
             snprintf(iteration, sizeof iteration, ", iteration %lld", (long long)state->iteration);
         }
-        printf("loaded %s%s%s\n", path, iteration, weights_only ? ", weights only" : "");
+        printf("loaded %s%s%s\n", mt_weights_path(w), iteration, weights_only ? ", weights only" : "");
         fflush(stdout);
     }
-undo_weights:
-    mt_weights_close(w);
-    return st;
+    return MC_OK;
 }
 
 mc_status mt_run_rewind(mt_run *run, bool *done_out)
@@ -87,7 +78,10 @@ mc_status mt_run_rewind(mt_run *run, bool *done_out)
     }
     MC_TRY(mt_saver_finish(run));
     mt_run now = *run;
-    MC_TRY(mt_run_load(run, own ? run->o->save : run->o->load, from, false));
+    mt_weights *w;
+    MC_TRY(mt_weights_open(own ? run->o->save : run->o->load, from, &w));
+    mc_status st = mt_run_load(run, w, false);
+    mt_weights_close(w);
     run->iteration = now.iteration;
     run->consumed_samples = now.consumed_samples;
     run->consumed_tokens = now.consumed_tokens;
@@ -95,5 +89,5 @@ mc_status mt_run_rewind(mt_run *run, bool *done_out)
     run->best_loss = now.best_loss;
     run->best_iteration = now.best_iteration;
     run->loaded_iteration = now.loaded_iteration;
-    return MC_OK;
+    return st;
 }

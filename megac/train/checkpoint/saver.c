@@ -37,7 +37,7 @@ static void drop(mt_saver *s)
 
 static void join(mt_saver *s)
 {
-    if (s->threaded) {
+    if (s->threaded) { /* which may never end, on a disk that hangs */
         pthread_join(s->thread, NULL);
         s->threaded = false;
     }
@@ -103,6 +103,7 @@ static mc_status settle(mt_run *run)
 {
     const mt_options *o = run->o;
     const mt_saver *s = &run->saver;
+    bool best = o->save_best && s->best_iteration == s->iteration;
     if (mc_world_job(run->world)->rank != 0) {
         return MC_OK;
     }
@@ -112,12 +113,14 @@ static mc_status settle(mt_run *run)
                      : mc_given_int(o->save_retain_interval) ? 1
                                                              : 0,
         .interval = mc_given_int(o->save_retain_interval) ? o->save_retain_interval : 0,
-        .best = o->save_best ? run->best_iteration : -1,
+        .best = o->save_best ? s->best_iteration : -1,
     };
-    if (s->best) {
+    if (best) {
         MC_TRY(mt_checkpoint_mark_best(o->save, s->iteration));
     }
+    uint64_t own = mc_world_own_begin(run->world, "removes old checkpoints of", o->save);
     mt_checkpoint_retain(o->save, &policy);
+    mc_world_own_end(run->world, own);
     if (!run->metrics.speaks) {
         return MC_OK;
     }
@@ -125,7 +128,7 @@ static mc_status settle(mt_run *run)
     if (s->waited >= 0) {
         printf(" (written in %.3f s behind training, which waited %.3f s)", s->wrote - s->begun, s->waited);
     }
-    printf("%s\n", s->best ? ", the best so far" : "");
+    printf("%s\n", best ? ", the best so far" : "");
     fflush(stdout);
     return MC_OK;
 }
@@ -134,7 +137,9 @@ static mc_status commit(mt_run *run)
 {
     mt_saver *s = &run->saver;
     double started = mc_now();
+    uint64_t own = mt_ckpt_note(s->writer);
     join(s);
+    mc_world_own_end(run->world, own);
     mc_status st = mt_ckpt_commit(s->writer, s->written);
     drop(s);
     if (s->waited >= 0) {
@@ -143,14 +148,14 @@ static mc_status commit(mt_run *run)
     return st == MC_OK ? settle(run) : st;
 }
 
-mc_status mt_run_save(mt_run *run, bool best, bool now)
+mc_status mt_run_save(mt_run *run, bool now)
 {
     mt_saver *s = &run->saver;
     bool behind = run->o->async_save && !now;
     MC_TRY(mt_saver_finish(run));
     s->begun = s->last_save = mc_now();
     s->iteration = run->iteration;
-    s->best = best;
+    s->best_iteration = run->best_iteration;
     s->done = 0;
     mc_status st = begin(run, behind);
     if (st != MC_OK) {
@@ -158,14 +163,21 @@ mc_status mt_run_save(mt_run *run, bool best, bool now)
         return st;
     }
     run->saved_iteration = run->iteration;
-    if (behind && pthread_create(&s->thread, NULL, write_behind, s) == 0) {
-        s->threaded = true;
-        s->waited = mc_now() - s->begun;
-        return MC_OK;
+    if (!behind) {
+        uint64_t own = mt_ckpt_note(s->writer);
+        s->written = mt_ckpt_write(s->writer);
+        mc_world_own_end(run->world, own);
+        s->waited = -1;
+        return commit(run);
     }
-    s->written = mt_ckpt_write(s->writer);
-    s->waited = -1;
-    return commit(run);
+    s->threaded = pthread_create(&s->thread, NULL, write_behind, s) == 0;
+    if (!s->threaded) { /* a rank without a thread writes at once, and commits when the others do */
+        uint64_t own = mt_ckpt_note(s->writer);
+        write_behind(s);
+        mc_world_own_end(run->world, own);
+    }
+    s->waited = mc_now() - s->begun;
+    return MC_OK;
 }
 
 mc_status mt_saver_poll(mt_run *run, int n_written)

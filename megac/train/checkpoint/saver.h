@@ -18,7 +18,7 @@ typedef struct mt_saver {
     char *config;
     double *recent; /* the last steps' losses, then their norms */
     int64_t iteration;
-    bool best; /* it has the lowest validation loss so far */
+    int64_t best_iteration; /* as it was when the save began */
     pthread_t thread;
     bool threaded;
     int done;            /* the thread has written this rank's shard */
@@ -38,7 +38,7 @@ void mt_saver_close(struct mt_run *run);
 
 /* Begins to save the run as it stands, after what is still under way. With `now` it is complete on return, otherwise
  * with --async-save once mt_saver_poll has seen all ranks done. Collective. */
-mc_status mt_run_save(struct mt_run *run, bool best, bool now) MC_MUST_CHECK;
+mc_status mt_run_save(struct mt_run *run, bool now) MC_MUST_CHECK;
 /* Whether this rank's part of a save in the background is written. */
 bool mt_saver_written(const mt_saver *s);
 /* `n_written`: ranks that said so in the step's exchange. Completes the save when these are all. Collective. */

@@ -42,18 +42,19 @@ undo_record:
     return st;
 }
 
-static mc_status evaluate(const mt_options *o, mc_world *world, mt_engine **e, mt_feed *feed)
+static mc_status evaluate(mt_session *s, mt_engine **e, mt_feed *feed)
 {
     double started = mc_now();
-    int64_t step = mc_given_int(o->ckpt_step) ? o->ckpt_step : -1;
+    const mt_options *o = s->o;
     MC_TRY(mt_source_open(o, DS_VALID, !mt_options_given(o, &o->split), &feed->source));
     if (!feed->source) {
         return MC_FAIL(
             MC_INVALID,
             "no data to evaluate on: give --data-path PREFIX, with --split SHARES for its validation share alone");
     }
-    MC_TRY(mt_engine_create(o, MT_FOR_EVALUATION, world, feed->source, e));
-    MC_TRY(mt_engine_load(*e, o->load, step));
+    MC_TRY(mt_engine_create(o, MT_FOR_EVALUATION, s->world, feed->source, e));
+    MC_TRY(mt_engine_load(*e, s->weights));
+    mt_session_drop_weights(s);
     MC_TRY(mt_feed_open(*e, feed));
     return run(*e, feed, started);
 }
@@ -67,7 +68,7 @@ mc_status mt_cmd_eval(const mc_job *job, int argc, char **argv)
     if (session.done) {
         return MC_OK;
     }
-    mc_status st = evaluate(session.o, session.world, &e, &feed);
+    mc_status st = evaluate(&session, &e, &feed);
     mt_feed_close(&feed);
     mt_engine_destroy(e);
     mt_session_close(&session, st);

@@ -10,11 +10,11 @@
 #include "megac/train/commands/commands.h"
 #include "megac/train/generate.h"
 #include "megac/train/run.h"
-#include "megac/train/weights.h"
 
 enum { MAX_PROMPTS_BYTES = 64 << 20 };
 
 typedef struct writer {
+    mt_session *session;
     mt_options *o;
     mc_world *world;
     mt_engine *e;
@@ -26,22 +26,16 @@ typedef struct writer {
 } writer;
 
 /* The tokenizer that the checkpoint was trained with. */
-static mc_status open_tokenizer(writer *w, int64_t step)
+static mc_status open_tokenizer(writer *w)
 {
-    mt_weights *weights;
-    MC_TRY(mt_weights_open(w->o->load, step, &weights));
-    const mt_checkpoint *ckpt = mt_weights_checkpoint(weights);
+    const mt_checkpoint *ckpt = mt_weights_checkpoint(w->session->weights);
     mt_ckpt_state state = ckpt ? *mt_checkpoint_state(ckpt) : (mt_ckpt_state){0};
     const char *kind = w->o->tokenizer_type ? w->o->tokenizer_type : state.tokenizer_kind;
-    mc_status st = MC_OK;
     if (!kind || !*kind) {
-        st = MC_FAIL(MC_INVALID, "--load %s does not say which tokenizer it was trained with; give --tokenizer-type",
-                     w->o->load);
-    } else {
-        st = ds_tokenizer_open_stored(kind, state.tokenizer, state.tokenizer_bytes, &w->tokenizer);
+        return MC_FAIL(MC_INVALID, "--load %s does not say which tokenizer it was trained with; give --tokenizer-type",
+                       w->o->load);
     }
-    mt_weights_close(weights);
-    return st;
+    return ds_tokenizer_open_stored(kind, state.tokenizer, state.tokenizer_bytes, &w->tokenizer);
 }
 
 /* Prints the prompt and what follows it. */
@@ -177,9 +171,8 @@ static mc_status continue_all(writer *w)
 static mc_status generate(writer *w)
 {
     mt_options *o = w->o;
-    int64_t step = mc_given_int(o->ckpt_step) ? o->ckpt_step : -1;
     MC_TRY(read_prompts(w));
-    MC_TRY(open_tokenizer(w, step));
+    MC_TRY(open_tokenizer(w));
     MC_TRY(check_prompts(w));
     if (o->inference_max_requests > w->n_prompts) { /* no cache for texts that will not come */
         o->inference_max_requests = w->n_prompts > 0 ? w->n_prompts : 1;
@@ -189,7 +182,8 @@ static mc_status generate(writer *w)
         return MC_FAIL(MC_MISMATCH, "the tokenizer %s has %u tokens, the model %lld", w->tokenizer->ops->name,
                        w->tokenizer->vocab_size, (long long)w->e->setup.model.vocab);
     }
-    MC_TRY(mt_engine_load(w->e, o->load, step));
+    MC_TRY(mt_engine_load(w->e, w->session->weights));
+    mt_session_drop_weights(w->session);
     MC_TRY(mt_session_started(w->world));
     return continue_all(w);
 }
@@ -201,7 +195,7 @@ mc_status mt_cmd_generate(const mc_job *job, int argc, char **argv)
     if (session.done) {
         return MC_OK;
     }
-    writer w = {.o = session.o, .world = session.world};
+    writer w = {.session = &session, .o = session.o, .world = session.world};
     mc_status st = generate(&w);
     mc_free(w.prompts);
     mc_free(w.file);

@@ -89,7 +89,7 @@ static void formulas(const mt_setup *s, mt_formula out[MT_FORMULAS])
         .parameters = mt_params_count(&s->model, true),
         .tp = place.tp,
         .pp = place.pp,
-        .dp = place.dp,
+        .shared_by = place.dp / place.instances,
         .zero = place.zero,
         .sequence_parallel = place.sequence_parallel,
         .recompute = mt_options_recompute(o),
@@ -101,11 +101,17 @@ static void formulas(const mt_setup *s, mt_formula out[MT_FORMULAS])
 static void print_table(const mt_setup *s, const plan_row *rows, int n)
 {
     const int *g = s->grid.size;
+    char instances[64] = "";
+    mt_place place = mt_setup_place(s, 0);
+    if (place.instances > 1) {
+        snprintf(instances, sizeof instances, "; ZeRO in %d instances of %d replicas", place.instances,
+                 place.dp / place.instances);
+    }
     printf("%" PRId64 " parameters (%" PRId64 " with the padded vocabulary of %" PRId64
            "); %d ranks: TP %d x CP %d x DP %d x "
-           "PP %d\n\n",
+           "PP %d%s\n\n",
            mt_params_count(&s->model, true), mt_params_count(&s->model, false), s->model.padded_vocab, s->world_size,
-           g[MC_AXIS_TP], g[MC_AXIS_CP], g[MC_AXIS_DP], g[MC_AXIS_PP]);
+           g[MC_AXIS_TP], g[MC_AXIS_CP], g[MC_AXIS_DP], g[MC_AXIS_PP], instances);
     printf("bytes per rank (data-parallel rank 0)\n%6s %6s %4s %15s %15s %15s %15s %15s %12s %12s %12s %12s %16s\n",
            "rank", "stage", "tp", "parameters", "gradients", "optimizer", "activations", "scratch", "process",
            "workspace", "pinned", "host", "total");

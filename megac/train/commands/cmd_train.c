@@ -10,7 +10,6 @@
 #include "megac/train/convert/convert_output.h"
 #include "megac/train/model/trace.h"
 #include "megac/train/run.h"
-#include "megac/train/weights.h"
 
 /* Whether the set is large enough shows now, not at the first evaluation. */
 static mc_status open_valid(mt_run *run)
@@ -65,13 +64,36 @@ static mc_status carry_files(const char *from, const char *save)
     return mc_file_exists(to) ? MC_OK : mt_carry(dir, true, to);
 }
 
-static mc_status load(mt_run *run)
+/* --override-ckpt-iteration, Megatron-LM's rule: the place in the data follows from the iteration, by this run's batch
+ * sizes; what was learned, and how far the learning rate has come, stay the checkpoint's. */
+static void override_iteration(mt_run *run)
+{
+    run->iteration = run->o->override_ckpt_iteration;
+    run->consumed_samples = mt_batch_samples(&run->e->setup.batch, 0, run->iteration);
+    run->consumed_tokens = run->consumed_samples * (uint64_t)run->o->seq_length;
+    run->skipped_iterations = 0;
+    if (run->metrics.speaks) {
+        MC_INFO("--override-ckpt-iteration: the next step is %lld, from sample %llu on", (long long)run->iteration + 1,
+                (unsigned long long)run->consumed_samples);
+    }
+}
+
+static mc_status load(mt_run *run, mt_session *s)
 {
     const mt_options *o = run->o;
-    mt_start start = mt_start_of(o);
-    if (start.path) {
-        MC_TRY(mt_run_load(run, start.path, start.step, start.weights_only));
-        return o->save && run->metrics.speaks ? carry_files(start.path, o->save) : MC_OK;
+    bool override = mc_given_int(o->override_ckpt_iteration);
+    if (override && (!s->weights || s->start.weights_only) && run->metrics.speaks) {
+        MC_WARN("--override-ckpt-iteration %lld has no effect: --load %s has no checkpoint yet; the run starts at "
+                "iteration 0",
+                (long long)o->override_ckpt_iteration, o->load);
+    }
+    if (s->weights) {
+        MC_TRY(mt_run_load(run, s->weights, s->start.weights_only));
+        mt_session_drop_weights(s);
+        if (override && !s->start.weights_only) {
+            override_iteration(run);
+        }
+        return o->save && run->metrics.speaks ? carry_files(s->start.path, o->save) : MC_OK;
     }
     if (o->load && run->metrics.speaks) {
         MC_INFO("--load %s: no checkpoint there yet; starting from scratch (--load-if-exists)", o->load);
@@ -98,9 +120,12 @@ static void say_hello(const mt_run *run)
     fflush(stdout);
 }
 
-static mc_status train(mt_run *run, mt_options *o, mt_end *end_out)
+static mc_status train(mt_run *run, mt_session *s, mt_end *end_out)
 {
+    mt_options *o = s->o;
+    uint64_t own = mc_world_own_begin(run->world, "opens the data", NULL);
     MC_TRY(mt_source_open(o, DS_TRAIN, false, &run->train.source));
+    mc_world_own_end(run->world, own);
     if (!run->train.source) {
         return MC_FAIL(MC_INVALID,
                        "no training data: give --data-path PREFIX (made by `megac prepare`) or --mock-data");
@@ -125,7 +150,7 @@ static mc_status train(mt_run *run, mt_options *o, mt_end *end_out)
     }
     MC_TRY(open_metrics(run));
     say_hello(run);
-    MC_TRY(load(run));
+    MC_TRY(load(run, s));
     MC_TRY(mt_session_started(run->world));
     if (o->skip_train) {
         double loss, tokens;
@@ -157,7 +182,7 @@ mc_status mt_cmd_train(const mc_job *job, int argc, char **argv)
     }
     mc_status st = run.o->save ? mt_stop_open(&run.stop) : MC_OK;
     if (st == MC_OK) {
-        st = train(&run, session.o, &end);
+        st = train(&run, &session, &end);
     }
     mt_stop_close(run.stop);
     mt_saver_close(&run);

@@ -4,6 +4,7 @@
 
 #include "megac/base/world.h"
 #include "megac/train/options/options.h"
+#include "megac/train/weights.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -17,11 +18,15 @@ extern "C" {
 typedef struct mt_session {
     mt_options *o;
     mc_world *world;
-    bool done; /* --help or --print-config was served: nothing to run */
+    mt_start start;      /* what the model begins with, */
+    mt_weights *weights; /* open until it is loaded; NULL: initial values */
+    bool done;           /* --help or --print-config was served: nothing to run */
 } mt_session;
 
 /* Parses, finishes and compares the options over all ranks. On failure everything is closed again. */
 mc_status mt_session_open(mt_session *s, mt_command command, const mc_job *job, int argc, char **argv) MC_MUST_CHECK;
+/* The weights are loaded: closes them. */
+void mt_session_drop_weights(mt_session *s);
 /* Set-up is over: what only one rank had to say is printed, and from now on every rank speaks for itself (log.h).
  * Collective. */
 mc_status mt_session_started(mc_world *world) MC_MUST_CHECK;

@@ -19,6 +19,9 @@
 /* Until the others are asked to end, and then made to. The first is shorter than what ranks that say the same as rank 0
  * keep back (mt_let_rank_0_speak). */
 static const double SPEAK_S = 0.15, DIE_S = 5;
+/* The same where a rank was ended by a signal: it has said nothing, and the others look for it every tenth of a second.
+ */
+static const double REPORT_S = 1;
 
 /* The ranks that run, and what has become of the others. */
 typedef struct watch {
@@ -119,7 +122,8 @@ static void collect(watch *w)
         }
         w->st = w->st == MC_OK || (w->st == MC_STOPPED && st != MC_OK) ? st : w->st;
         if (st != MC_OK && st != MC_STOPPED) {
-            w->killed_s = mc_now() + SPEAK_S; /* those that see it, too, can say so */
+            /* those that see it, too, can say so */
+            w->killed_s = mc_now() + (WIFSIGNALED(code) ? REPORT_S : SPEAK_S);
             w->next_signal = SIGTERM;
         }
     }
@@ -129,6 +133,7 @@ static void hurry(watch *w)
 {
     if (w->killed_s > 0 && mc_now() >= w->killed_s) {
         signal_all(w, w->next_signal);
+        signal_all(w, SIGCONT); /* a stopped rank gets no other signal, SIGKILL apart */
         w->killed_s = mc_now() + DIE_S;
         w->next_signal = SIGKILL;
     }

@@ -6,7 +6,6 @@
 #include "megac/base/log.h"
 #include "megac/train/commands/commands.h"
 #include "megac/train/stop.h"
-#include "megac/train/weights.h"
 
 static mc_status compare(const mt_session *s)
 {
@@ -28,43 +27,45 @@ static void set_log_level(const char *name)
 }
 
 /* The model's shape from the checkpoint, where the command wants it from there. */
-static mc_status adopt(mt_options *o)
+static mc_status adopt(mt_session *s)
 {
-    mt_weights *w;
-    mt_start start = mt_start_of(o);
-    if (!mt_options_need_checkpoint(o) || !start.path) {
-        return MC_OK;
-    }
-    MC_TRY(mt_weights_open(start.path, start.step, &w));
-    mc_status st = mt_options_adopt(o, start.path, mt_weights_config(w));
-    mt_weights_close(w);
-    return st;
+    return mt_options_need_checkpoint(s->o) && s->weights
+               ? mt_options_adopt(s->o, s->start.path, mt_weights_config(s->weights))
+               : MC_OK;
+}
+
+static mc_status open_weights(mt_session *s)
+{
+    s->start = mt_start_of(s->o);
+    return s->start.path ? mt_weights_open(s->start.path, s->start.step, &s->weights) : MC_OK;
+}
+
+void mt_session_drop_weights(mt_session *s)
+{
+    mt_weights_close(s->weights);
+    s->weights = NULL;
 }
 
 /* A run goes on with the model that it began with: another activation or fewer layers would load without a word. Only
  * --finetune may change what the shapes of the tensors allow. */
-static mc_status check_same_model(mt_options *o)
+static mc_status check_same_model(const mt_session *s)
 {
-    mt_weights *w;
-    mt_start start = mt_start_of(o);
-    char list[1024];
-    if (o->command != MT_TRAIN || !start.path || o->use_checkpoint_args) {
+    mt_options *o = s->o;
+    char list[1024] = "";
+    if (o->command == MT_TRAIN && s->weights && !o->use_checkpoint_args) {
+        MC_TRY(mt_options_differences(o, mt_weights_config(s->weights), list, sizeof list));
+    }
+    if (!list[0]) {
         return MC_OK;
     }
-    MC_TRY(mt_weights_open(start.path, start.step, &w));
-    mc_status st = mt_options_differences(o, mt_weights_config(w), list, sizeof list);
-    mt_weights_close(w);
-    if (st != MC_OK || !list[0]) {
-        return st;
-    }
     if (o->finetune) {
-        MC_WARN("--finetune: the model differs from %s: %s", start.path, list);
+        MC_WARN("--finetune: the model differs from %s: %s", s->start.path, list);
         return MC_OK;
     }
     return MC_FAIL(MC_MISMATCH,
                    "the model differs from %s %s: %s; give the flags that it was trained with, or "
                    "--use-checkpoint-args",
-                   start.flag, start.path, list);
+                   s->start.flag, s->start.path, list);
 }
 
 /* The hosts' communicator: under NCCL the launcher's. */
@@ -82,12 +83,14 @@ mc_status mt_session_open(mt_session *s, mt_command command, const mc_job *job, 
         return MC_OK;
     }
     set_log_level(s->o->log_level);
-    MC_TRY_GOTO(st, adopt(s->o), undo_session);
+    MC_TRY_GOTO(st, open_weights(s), undo_session);
+    MC_TRY_GOTO(st, adopt(s), undo_session);
     MC_TRY_GOTO(st, mt_options_finish(s->o, job->size), undo_session);
-    MC_TRY_GOTO(st, check_same_model(s->o), undo_session);
-    MC_TRY_GOTO(st, mc_world_open(job, host_comm(s->o), 60.0 * (double)s->o->distributed_timeout_minutes, &s->world),
+    MC_TRY_GOTO(st, check_same_model(s), undo_session);
+    MC_TRY_GOTO(st, mc_world_open(job, host_comm(s->o), 60.0 * s->o->distributed_timeout_minutes, &s->world),
                 undo_session);
     MC_TRY_GOTO(st, compare(s), undo_session);
+    MC_TRY_GOTO(st, mc_world_watch(s->world), undo_session);
     return MC_OK;
 undo_session:
     mt_session_close(s, st);
@@ -123,6 +126,7 @@ void mt_session_close(mt_session *s, mc_status st)
     if (s->world) {
         mc_world_close(s->world, st != MC_OK && st != MC_STOPPED, mc_status_exit(st));
     }
+    mt_session_drop_weights(s);
     mt_options_free(s->o);
     *s = (mt_session){0};
 }

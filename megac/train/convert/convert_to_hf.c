@@ -20,7 +20,8 @@ typedef struct job {
     int *first_tensor;           /* of each file */
     int n_files;
     uint64_t total_bytes;
-    void *memory; /* of the largest tensor */
+    void *memory;   /* of the largest tensor */
+    mt_text config; /* config.json */
 } job;
 
 /* Of the model's optimizer nothing goes over; of the model, everything has to. */
@@ -161,65 +162,56 @@ static mc_status write_index(const job *j)
     return st;
 }
 
-/* Flags that a config.json stands for, or "" when it cannot be read as one; no message either way. */
-static bool same_model(const char *path, const mt_text *own, const char *text, size_t bytes, mt_hf_arch arch)
+/* Whether the config.json that the model came with, as flags, describes the model that the checkpoint holds. */
+static mc_status describes_model(const job *j, const char *path, mt_hf_arch theirs, const mt_text *their_flags,
+                                 bool *same_out)
 {
-    mt_text a = {0}, b = {0};
-    mt_hf_arch ours, theirs;
-    bool same = mt_hf_config_parse(path, own->data, own->bytes, &ours, &a) == MC_OK &&
-                mt_hf_config_parse(path, text, bytes, &theirs, &b) == MC_OK && ours == theirs && theirs == arch &&
-                strcmp(a.data, b.data) == 0;
-    mt_text_fini(&a);
-    mt_text_fini(&b);
-    return same;
+    mt_text own = {0}, flags = {0};
+    mt_hf_arch arch;
+    mt_hf_config_write(theirs, j->o, j->tensors[0].dtype, &own);
+    mc_status st = own.st == MC_OK ? mt_hf_config_parse(path, own.data, own.bytes, &arch, &flags) : own.st;
+    *same_out = st == MC_OK && arch == theirs && strcmp(flags.data, their_flags->data) == 0;
+    mt_text_fini(&own);
+    mt_text_fini(&flags);
+    return st;
 }
 
 /* The config.json that the model came with, where it still describes the model: it says more than flags do (names of
- * special tokens, say). */
-static mc_status write_carried_config(const job *j, const char *path, const char *text, size_t bytes, bool *done_out)
+ * special tokens, say). Otherwise nothing. */
+static mc_status take_carried_config(job *j, const char *path, const char *text, size_t bytes)
 {
-    mt_text own = {0}, flags = {0}, out = {0};
+    mt_text flags = {0};
     mt_hf_arch arch;
-    *done_out = false;
+    bool same = false;
     mc_status st = mt_hf_config_parse(path, text, bytes, &arch, &flags);
     if (st == MC_OK) {
-        mt_hf_config_write(arch, j->o, j->tensors[0].dtype, &own);
-        *done_out = own.st == MC_OK && same_model(path, &own, text, bytes, arch);
-        st = own.st;
+        st = describes_model(j, path, arch, &flags, &same);
     }
-    if (st == MC_OK && *done_out) {
-        st = mt_hf_config_with_dtype(path, text, bytes, j->tensors[0].dtype, &out);
-        if (st == MC_OK) {
-            st = mt_output_write(&j->out, MT_HF_CONFIG, out.data, out.bytes);
-        }
+    if (st == MC_OK && same) {
+        st = mt_hf_config_with_dtype(path, text, bytes, j->tensors[0].dtype, &j->config);
+    } else if (st == MC_OK) {
+        MC_WARN("%s describes another model than the checkpoint: a new one is written", path);
     }
-    mt_text_fini(&own);
     mt_text_fini(&flags);
-    mt_text_fini(&out);
     return st;
 }
 
-static mc_status write_config(const job *j)
+/* The config.json to write, before anything is written: a carried one may be damaged. */
+static mc_status plan_config(job *j)
 {
     char path[MC_PATH_BYTES], *text;
     size_t bytes;
-    bool done = false;
     MC_TRY(mc_path_format(path, "%s/%s", j->carried, MT_HF_CONFIG));
     if (mc_file_exists(path)) {
         MC_TRY(mc_file_read_all(path, MT_HF_MAX_CONFIG_BYTES, MT_HF_CONFIG, &text, &bytes));
-        mc_status st = write_carried_config(j, path, text, bytes, &done);
+        mc_status st = take_carried_config(j, path, text, bytes);
         mc_free(text);
         MC_TRY(st);
-        if (done) {
-            return MC_OK;
-        }
-        MC_WARN("%s describes another model than the checkpoint: a new one is written", path);
     }
-    mt_text own = {0};
-    mt_hf_config_write(j->map.arch, j->o, j->tensors[0].dtype, &own);
-    mc_status st = own.st == MC_OK ? mt_output_write(&j->out, MT_HF_CONFIG, own.data, own.bytes) : own.st;
-    mt_text_fini(&own);
-    return st;
+    if (j->config.bytes == 0) {
+        mt_hf_config_write(j->map.arch, j->o, j->tensors[0].dtype, &j->config);
+    }
+    return j->config.st;
 }
 
 static mc_status write_all(job *j)
@@ -230,7 +222,7 @@ static mc_status write_all(job *j)
     if (j->n_files > 1) {
         MC_TRY(write_index(j));
     }
-    MC_TRY(write_config(j));
+    MC_TRY(mt_output_write(&j->out, MT_HF_CONFIG, j->config.data, j->config.bytes));
     MC_TRY(mt_carry(j->carried, false, j->out.tmp));
     return mt_output_publish(&j->out);
 }
@@ -247,7 +239,8 @@ static mc_status open_all(job *j)
     MC_TRY(mt_hf_map_create(arch, &model, &j->map));
     MC_TRY(check_all_used(j));
     MC_TRY(plan_tensors(j));
-    return mt_carried_dir(j->r->input, j->carried);
+    MC_TRY(mt_carried_dir(j->r->input, j->carried));
+    return plan_config(j);
 }
 
 mc_status mt_convert_to_hf(const mt_convert_request *r, mt_converted *done_out)
@@ -267,6 +260,7 @@ mc_status mt_convert_to_hf(const mt_convert_request *r, mt_converted *done_out)
             snprintf(done_out->model, sizeof done_out->model, "%s", mt_hf_class(j.map.arch));
         }
     }
+    mt_text_fini(&j.config);
     mc_free(j.memory);
     mc_free(j.first_tensor);
     mc_free(j.tensors);

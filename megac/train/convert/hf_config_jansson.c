@@ -416,6 +416,10 @@ static mc_status read_llama(reader *r)
     MC_TRY(get_int(r, "num_key_value_heads", key_there ? heads : -1, &groups));
     MC_TRY(get_int(r, "head_dim", qwen3 && !json_object_get(r->root, "head_dim") ? 128 : hidden / heads, &size));
     MC_TRY(check_multiple(r, "num_attention_heads", heads, "num_key_value_heads", groups));
+    if (size % 2 != 0) {
+        return MC_FAIL(MC_INPUT, "%s: \"head_dim\" %lld is odd; rotary positions turn channels in pairs", r->path,
+                       (long long)size);
+    }
     MC_TRY(get_int(r, "max_position_embeddings", -1, &positions));
     MC_TRY(get_real(r, r->root, "rms_norm_eps", 1e-6, &eps));
     add_int(r, "--num-layers", layers);

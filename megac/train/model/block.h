@@ -40,6 +40,8 @@ typedef struct mt_block_stash {
     mc_tensor fc1; /* (R, Fl or 2 Fl) */
 } mt_block_stash;
 
+enum { MT_STASH_TENSORS = 10 }; /* besides h_in */
+
 /* What a block computes with: the same for all blocks of a stage. */
 typedef struct mt_block_ctx {
     const mt_model_config *c;
@@ -71,6 +73,9 @@ typedef struct mt_micro {
  * kept lies in `shared`'s memory, where that is given. */
 void mt_block_stash_take(const mt_block_ctx *x, int64_t batch, mc_arena *arena, const mt_block_stash *shared,
                          mt_block_stash *stash_out);
+/* The tensors of a stash besides h_in, in the order that they are taken in; returns their number. `lent`: without what
+ * lies in `shared`'s memory. */
+int mt_block_stash_tensors(const mt_block_ctx *x, mt_block_stash *s, bool lent, mc_tensor *out[MT_STASH_TENSORS]);
 /* Takes only what blocks share when x->recompute says that they do not keep it; the rest of *shared_out is absent. */
 void mt_block_shared_take(const mt_block_ctx *x, int64_t batch, mc_arena *arena, mt_block_stash *shared_out);
 /* The stash for a smaller micro-batch: the same memory, fewer rows. */

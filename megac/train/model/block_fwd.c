@@ -26,19 +26,29 @@ static mt_block_stash stash_shapes(const mt_block_ctx *x, int64_t batch, int64_t
     return s;
 }
 
+int mt_block_stash_tensors(const mt_block_ctx *x, mt_block_stash *s, bool lent, mc_tensor *out[MT_STASH_TENSORS])
+{
+    mc_tensor *all[MT_STASH_TENSORS] = {&s->stats1, &s->qkv, &s->attn,    &s->lse,     &s->h_mid,
+                                        &s->stats2, &s->fc1, &s->qkv_raw, &s->q_stats, &s->k_stats};
+    int n = 0;
+    for (int i = 0; i < (x->c->qk_norm ? MT_STASH_TENSORS : 7); i++) {
+        bool shared = (x->recompute.core_attn && (all[i] == &s->attn || all[i] == &s->lse)) ||
+                      (x->recompute.mlp && all[i] == &s->fc1);
+        if (!(lent && shared)) {
+            out[n++] = all[i];
+        }
+    }
+    return n;
+}
+
 void mt_block_stash_take(const mt_block_ctx *x, int64_t batch, mc_arena *arena, const mt_block_stash *shared,
                          mt_block_stash *stash_out)
 {
     mt_block_stash s = stash_shapes(x, batch, x->c->seq_length);
-    mc_tensor *all[] = {&s.stats1, &s.qkv, &s.attn,    &s.lse,     &s.h_mid,
-                        &s.stats2, &s.fc1, &s.qkv_raw, &s.q_stats, &s.k_stats};
-    int n = x->c->qk_norm ? 10 : 7;
+    mc_tensor *own[MT_STASH_TENSORS];
+    int n = mt_block_stash_tensors(x, &s, shared != NULL, own);
     for (int i = 0; i < n; i++) {
-        bool lent = shared && ((x->recompute.core_attn && (all[i] == &s.attn || all[i] == &s.lse)) ||
-                               (x->recompute.mlp && all[i] == &s.fc1));
-        if (!lent) {
-            all[i]->data = mc_arena_take(arena, mc_tensor_bytes(*all[i]));
-        }
+        own[i]->data = mc_arena_take(arena, mc_tensor_bytes(*own[i]));
     }
     if (shared && x->recompute.core_attn) {
         s.attn.data = shared->attn.data;

@@ -72,15 +72,23 @@ mc_status mt_memory_measure(const mt_memory_request *rq, mt_memory_plan *plan_ou
     size_t workspace = 0;
     ly_ctx ly = {.workspace_peak = &workspace};
     mc_device dev;
+    mc_device_ops ops; /* the CPU's, but for where memory lies */
     mt_stage *stage = NULL;
     mt_optimizer *optimizer = NULL;
     mc_status st;
     measuring(&a);
-    mc_comm tp = mc_comm_plan("tp", p->tp_rank, p->tp), dp = mc_comm_plan("dp", p->dp_rank, p->dp);
+    int within = p->dp / p->instances;
+    mc_comm tp = mc_comm_plan("tp", p->tp_rank, p->tp);
+    mc_comm dp = mc_comm_plan("dp", p->dp_rank % within, within),
+            across = mc_comm_plan("dp-across", p->instance, p->instances);
+    mt_shard_comms replicas = {&dp, &across};
     mt_grad_comms comms = {&tp, &tp, &tp, &tp};
     MC_TRY(mc_device_open("cpu", 0, &dev));
+    ops = *dev.ops;
+    ops.host_memory = strcmp(rq->device, "cpu") == 0;
+    dev.ops = &ops;
     MC_TRY_GOTO(st, ly_ops_get("plan", &ly.ops), undo_stage);
-    MC_TRY_GOTO(st, mt_stage_create(rq->model, p, &rq->sizes, &ly, &tp, &dp, &dev, &a, &stage), undo_stage);
+    MC_TRY_GOTO(st, mt_stage_create(rq->model, p, &rq->sizes, &ly, &tp, &replicas, &dev, &a, &stage), undo_stage);
     if (rq->sizes.n_slots > 0) {
         MC_TRY_GOTO(st, mt_optimizer_create(&rq->optimizer, stage, &comms, &optimizer), undo_stage);
     }

@@ -46,7 +46,8 @@ typedef struct mt_model_config {
 typedef struct mt_place {
     int tp, tp_rank, dp, dp_rank, pp, stage;
     bool sequence_parallel;
-    int zero;                  /* ZeRO stage: what the data-parallel group shares out (shards.h) */
+    int zero;                /* ZeRO stage: what the data-parallel group shares out (shards.h) */
+    int instances, instance; /* runs of replicas that each share out for themselves, and the one that this rank is in */
     int first_layer, n_layers; /* of this stage */
 } mt_place;
 

@@ -74,7 +74,25 @@ static void shard(const builder *b, const spec *s, mt_param *row)
 
 int64_t mt_param_elems(const mt_param *row)
 {
-    return row->local_dims[0] * (row->n_dims == 2 ? row->local_dims[1] : 1);
+    return row->local_dims[0] * mt_param_cols(row);
+}
+
+int64_t mt_param_cols(const mt_param *row)
+{
+    return row->n_dims == 2 ? row->local_dims[1] : 1;
+}
+
+int64_t mt_param_global_cols(const mt_param *row)
+{
+    return row->n_dims == 2 ? row->global_dims[1] : 1;
+}
+
+void mt_param_global(const mt_param *row, int64_t flat, int64_t at_out[2])
+{
+    int64_t cols = mt_param_cols(row), r = flat / cols, before = row->ranges[0].count;
+    bool second = row->shard_dim == 0 && r >= before;
+    at_out[0] = r + (row->shard_dim == 0 ? row->ranges[second].begin - (second ? before : 0) : 0);
+    at_out[1] = flat % cols + (row->shard_dim == 1 ? row->ranges[0].begin : 0);
 }
 
 static int64_t align_up(int64_t n, int64_t unit)
@@ -131,7 +149,7 @@ static int add_row(builder *b, const spec *s, int layer, uint32_t stream)
     }
     shard(b, s, row);
     bool first_holder = s->shard != WHOLE || b->p->tp_rank == 0;
-    row->counts_in_norm = first_holder;
+    row->counts_in_norm = first_holder && b->p->instance == 0;
     row->writes = first_holder && b->p->dp_rank == 0;
     row->unit = b->out->n_units - 1;
     row->offset = b->out->slab_elems;
@@ -390,18 +408,12 @@ typedef struct init_job {
 static void init_range(const init_job *j, int64_t from, int64_t to, float *buffer)
 {
     const mt_param *r = j->row;
-    int64_t cols = r->n_dims == 2 ? r->local_dims[1] : 1, global_cols = r->n_dims == 2 ? r->global_dims[1] : 1;
+    int64_t cols = mt_param_cols(r), at[2];
     while (from < to) {
-        int64_t row = from / cols, end = (row + 1) * cols < to ? (row + 1) * cols : to;
-        int64_t global_row = row, first_col = from - row * cols;
-        if (r->shard_dim == 1) {
-            first_col += r->ranges[0].begin;
-        } else {
-            int range = row >= r->ranges[0].count;
-            global_row = r->ranges[range].begin + row - (range ? r->ranges[0].count : 0);
-        }
-        init_elems(r, j->seed, global_row * global_cols + first_col, end - from, j->part, r->offset + from - j->part0,
-                   buffer);
+        int64_t row_end = (from / cols + 1) * cols, end = row_end < to ? row_end : to;
+        mt_param_global(r, from, at);
+        init_elems(r, j->seed, at[0] * mt_param_global_cols(r) + at[1], end - from, j->part,
+                   r->offset + from - j->part0, buffer);
         from = end;
     }
 }

@@ -124,6 +124,12 @@ bool mt_params_clip(const mt_param *row, int64_t from, int64_t to, int64_t begin
                     int64_t *hi_out);
 /* Elements of a row's local tensor. */
 int64_t mt_param_elems(const mt_param *row);
+/* Columns of a row's local and global tensor; 1-D tensors are a column. */
+int64_t mt_param_cols(const mt_param *row);
+int64_t mt_param_global_cols(const mt_param *row);
+/* Where element `flat` of a row's local tensor stands in the global one: row and column. Those that follow it in its
+ * local row and range follow it there. */
+void mt_param_global(const mt_param *row, int64_t flat, int64_t at_out[2]);
 
 /* Writes initial values of the slab's elements from `begin` on into `part` (1-D host memory; f32, bf16 or f16,
  * rounded): a pure function of (seed, parameter, global element), whatever the layout. Padding is left as it is. */

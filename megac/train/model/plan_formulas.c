@@ -6,7 +6,7 @@
  * parameter and moments, 16 with fp32 gradient sums. */
 static double zero_states(const mt_formula_input *in, double optimizer)
 {
-    double n = (double)in->parameters / (in->tp * in->pp), dp = in->dp;
+    double n = (double)in->parameters / (in->tp * in->pp), dp = in->shared_by;
     return 2 * n / (in->zero >= 3 ? dp : 1) + 2 * n / (in->zero >= 2 ? dp : 1) +
            optimizer * n / (in->zero >= 1 ? dp : 1);
 }
@@ -15,7 +15,7 @@ static double zero_states(const mt_formula_input *in, double optimizer)
 static double megatron_states(const mt_formula_input *in)
 {
     double n = (double)in->parameters / (in->tp * in->pp);
-    return in->zero > 0 ? n * (6 + 12.0 / in->dp) : 18 * n;
+    return in->zero > 0 ? n * (6 + 12.0 / in->shared_by) : 18 * n;
 }
 
 /* Korthikanti et al. 2022 (Reducing Activation Recomputation), table 2: 16-bit activations of the first pipeline stage,

@@ -13,7 +13,8 @@ extern "C" {
 typedef struct mt_formula_input {
     const mt_model_config *model;
     int64_t parameters; /* of the whole model */
-    int tp, pp, dp;
+    int tp, pp;
+    int shared_by; /* replicas that share out by the ZeRO stage: DP, or those of an instance */
     int zero;
     bool sequence_parallel;
     mt_recompute recompute;

@@ -1,5 +1,5 @@
 /* Units in a step: gathering parameters, summing gradients over the data-parallel group. */
-#include "megac/train/model/shards.h"
+#include "megac/train/model/shards_host.h"
 
 /* The buffer that a block's whole parameters or gradients lie in; -1 for units that lie in the store. */
 static int buffer_of(const mt_shards *s, const mc_tensor *buffers, int unit)
@@ -16,25 +16,58 @@ static mc_status fill(const mt_shards *s, mc_tensor x)
 
 /* ---- parameters ---- */
 
+/* Does the unit's own part, or all of it, lie in host memory? */
+static bool is_away(const mt_shards *s, int unit)
+{
+    return s->host && buffer_of(s, s->param_buffers, unit) >= 0;
+}
+
+static mc_status wait_gather(mt_shards *s, int unit)
+{
+    mt_shard *d = &s->units[unit];
+    if (!d->gathering) {
+        return MC_OK;
+    }
+    d->gathering = false;
+    return is_away(s, unit) && s->zero == 0 ? mt_shards_host_wait(s->host, buffer_of(s, s->param_buffers, unit))
+                                            : mc_comm_wait(&d->gather);
+}
+
+/* Where a unit in host memory has its place on the device: all of it, or the own part. */
+static mc_tensor landing(const mt_shards *s, const mt_shard *d)
+{
+    int64_t n = d->param_part.dims[0];
+    return s->zero == 0 ? d->param : mc_tensor_slice(d->param, 0, s->comms.within->rank * n, n);
+}
+
+/* From the host to the buffer. The group gathers what has arrived, so its operation, which follows computation, makes
+ * that wait for the own part: of a share the host's way is short. */
+static mc_status begin_fetch(mt_shards *s, int b, mt_shard *d)
+{
+    mc_tensor to = landing(s, d);
+    MC_TRY(mt_shards_host_move(s->host, b, to, d->param_part));
+    if (s->zero == 0) {
+        return MC_OK;
+    }
+    MC_TRY(mt_shards_host_wait(s->host, b));
+    return mc_comm_all_gather_begin(s->comms.within, to, d->param, &d->gather);
+}
+
+/* A buffer takes another unit only when the one before has come, if nobody waited for it. */
 static mc_status begin_gather(mt_shards *s, int unit)
 {
     mt_shard *d = &s->units[unit];
     int b = buffer_of(s, s->param_buffers, unit);
     MC_ASSERT(!d->gathering);
     if (b >= 0) {
+        MC_TRY(s->held[b] >= 0 ? wait_gather(s, s->held[b]) : MC_OK);
         s->held[b] = unit;
     }
     d->gathering = true;
-    return mc_comm_all_gather_begin(s->comm, d->param_part, d->param, &d->gather);
-}
-
-static mc_status wait_gather(mt_shard *d)
-{
-    if (!d->gathering) {
-        return MC_OK;
+    if (is_away(s, unit)) {
+        return begin_fetch(s, b, d);
     }
-    d->gathering = false;
-    return mc_comm_wait(&d->gather);
+    return mc_comm_all_gather_begin(s->comms.within, d->param_part, d->param, &d->gather);
 }
 
 mc_status mt_shards_acquire(mt_shards *s, int unit, int next)
@@ -43,26 +76,34 @@ mc_status mt_shards_acquire(mt_shards *s, int unit, int next)
     if (b >= 0 && s->held[b] != unit) {
         MC_TRY(begin_gather(s, unit));
     }
-    MC_TRY(wait_gather(&s->units[unit]));
+    MC_TRY(wait_gather(s, unit));
     return n >= 0 && n != b && s->held[n] != next ? begin_gather(s, next) : MC_OK;
 }
 
 mc_status mt_shards_settle(mt_shards *s)
 {
     for (int u = 0; u < s->params->n_units; u++) {
-        MC_TRY(wait_gather(&s->units[u]));
+        MC_TRY(wait_gather(s, u));
     }
     return MC_OK;
+}
+
+/* What a unit computes with, rounded from its main parameters. */
+static mc_status refresh(mt_shards *s, int unit)
+{
+    mt_shard *d = &s->units[unit];
+    int b = buffer_of(s, s->param_buffers, unit);
+    bool away = is_away(s, unit);
+    mc_tensor out = away ? landing(s, d) : s->zero > 0 ? d->param_part : d->param;
+    MC_TRY(away ? mt_shards_host_wait(s->host, b) : MC_OK); /* the one before has left the buffer */
+    MC_TRY(s->ly->ops->cast(s->ly, &(ly_cast){.x = d->main, .out = out, .scale = 1}));
+    return away ? mt_shards_host_move(s->host, b, d->param_part, out) : MC_OK;
 }
 
 mc_status mt_shards_publish(mt_shards *s, bool cast)
 {
     for (int u = 0; u < s->params->n_units; u++) {
-        mt_shard *d = &s->units[u];
-        if (cast && s->own_main) {
-            mc_tensor out = s->zero > 0 ? d->param_part : d->param;
-            MC_TRY(s->ly->ops->cast(s->ly, &(ly_cast){.x = d->main, .out = out, .scale = 1}));
-        }
+        MC_TRY(s->own_main && (cast || s->host) ? refresh(s, u) : MC_OK);
     }
     for (int b = 0; b < MT_UNIT_BUFFERS; b++) { /* what they hold is old */
         s->held[b] = -1;
@@ -75,7 +116,101 @@ mc_status mt_shards_publish(mt_shards *s, bool cast)
     return MC_OK;
 }
 
-/* ---- gradients ---- */
+/* ---- one sum: from `whole` to `kept`, by way of a wire where there are any ---- */
+
+static mc_status convert(const mt_shards *s, mc_tensor x, mc_tensor out)
+{
+    return s->ly->ops->cast(s->ly, &(ly_cast){.x = x, .out = out, .scale = 1});
+}
+
+/* What was exchanged becomes, or joins, what is kept. */
+static mc_status take_sum(const mt_shards *s, const mt_bucket *k, bool joins)
+{
+    if (k->sum.data == k->kept.data) {
+        return MC_OK;
+    }
+    if (joins && k->sum.dtype == MC_F32 && k->kept.dtype == MC_F32) {
+        return s->ly->ops->add(s->ly, &(ly_add){k->kept, k->sum, k->kept});
+    }
+    ly_cast take = {.x = k->sum, .out = k->kept, .scale = 1, .accumulate = joins};
+    return s->ly->ops->cast(s->ly, &take);
+}
+
+/* The instance's sum is there; the step's last one goes on across the instances. */
+static mc_status pass_on(mt_shards *s, int bucket)
+{
+    mt_bucket *k = &s->buckets[bucket];
+    if (k->phase != MT_SUM_WITHIN) {
+        return MC_OK;
+    }
+    k->phase = MT_SUM_IDLE;
+    MC_TRY(s->comms.within->size > 1 ? mc_comm_wait(&k->request) : MC_OK);
+    MC_TRY(take_sum(s, k, k->joins));
+    if (!k->last || s->comms.across->size == 1) {
+        return MC_OK;
+    }
+    k->phase = MT_SUM_ACROSS;
+    if (s->n_wires > 0 && k->kept.dtype == MC_F32) {
+        MC_TRY(convert(s, k->kept, k->sum));
+    } else {
+        k->sum = k->kept;
+    }
+    return mc_comm_all_reduce_begin(s->comms.across, k->sum, k->sum, MC_SUM, &k->request);
+}
+
+static mc_status finish(mt_shards *s, int bucket)
+{
+    mt_bucket *k = &s->buckets[bucket];
+    MC_TRY(pass_on(s, bucket));
+    if (k->phase == MT_SUM_IDLE) {
+        return MC_OK;
+    }
+    k->phase = MT_SUM_IDLE;
+    MC_TRY(mc_comm_wait(&k->request));
+    return take_sum(s, k, false);
+}
+
+/* What is exchanged for a bucket. A wire is free once the sum that took it before is finished, and so must be the
+ * bucket's own last sum, which may be in the other wire. */
+static mc_status load(mt_shards *s, int bucket, mc_tensor *x_out)
+{
+    const mt_bucket *k = &s->buckets[bucket];
+    if (s->n_wires == 0) {
+        *x_out = k->whole;
+        return MC_OK;
+    }
+    int w = s->turn;
+    s->turn = (w + 1) % s->n_wires;
+    MC_TRY(finish(s, bucket));
+    MC_TRY(s->on_wire[w] >= 0 ? finish(s, s->on_wire[w]) : MC_OK);
+    s->on_wire[w] = bucket;
+    *x_out = mc_tensor_slice(s->wires[w], 0, 0, k->whole.dims[0]);
+    return convert(s, k->whole, *x_out);
+}
+
+/* Of instances, the sum that was begun before goes on across them while this one is under way, so that both overlap
+ * what is computed next. */
+static mc_status begin(mt_shards *s, int bucket, bool last)
+{
+    mt_bucket *k = &s->buckets[bucket];
+    const mc_comm *c = s->comms.within;
+    int64_t elems = k->kept.dims[0];
+    mc_tensor x;
+    MC_TRY(load(s, bucket, &x));
+    k->sum = s->zero > 0 ? mc_tensor_slice(x, 0, c->rank * elems, elems) : x;
+    k->last = last;
+    k->phase = MT_SUM_WITHIN;
+    if (c->size == 1) {
+        return MC_OK;
+    }
+    MC_TRY(s->zero > 0 ? mc_comm_reduce_scatter_begin(c, x, k->sum, &k->request)
+                       : mc_comm_all_reduce_begin(c, x, x, MC_SUM, &k->request));
+    int before = s->newest;
+    s->newest = last ? bucket : before;
+    return last && before >= 0 && s->comms.across->size > 1 ? pass_on(s, before) : MC_OK;
+}
+
+/* ---- gradients in a step ---- */
 
 mc_status mt_shards_begin_step(mt_shards *s)
 {
@@ -87,58 +222,22 @@ mc_status mt_shards_begin_step(mt_shards *s)
     return MC_OK;
 }
 
-/* The group's sum of a block's gradient of one micro-batch joins the own part's. */
-static mc_status absorb(mt_shards *s, int buffer)
-{
-    int unit = s->reducing[buffer];
-    if (unit < 0) {
-        return MC_OK;
-    }
-    mt_shard *d = &s->units[unit];
-    s->reducing[buffer] = -1;
-    MC_TRY(s->comm->size > 1 ? mc_comm_wait(&d->reduce) : MC_OK);
-    mc_tensor sum = mc_tensor_slice(d->grad, 0, s->comm->rank * d->elems, d->elems);
-    if (s->grads_bf16) {
-        ly_cast add = {.x = sum, .out = d->grad_part, .scale = 1, .accumulate = 1};
-        return s->ly->ops->cast(s->ly, &add);
-    }
-    return s->ly->ops->add(s->ly, &(ly_add){d->grad_part, sum, d->grad_part});
-}
-
 mc_status mt_shards_open_grads(mt_shards *s, int unit)
 {
     int b = buffer_of(s, s->grad_buffers, unit);
     if (b < 0) {
         return MC_OK;
     }
-    MC_TRY(absorb(s, b));
+    MC_TRY(s->reducing[b] >= 0 ? pass_on(s, s->reducing[b]) : MC_OK);
+    s->reducing[b] = -1;
     return fill(s, s->units[unit].grad);
-}
-
-static mc_status begin_reduce_scatter(mt_shards *s, int unit)
-{
-    mt_shard *d = &s->units[unit];
-    mc_tensor part = mc_tensor_slice(d->grad, 0, s->comm->rank * d->elems, d->elems);
-    if (s->comm->size == 1) {
-        return MC_OK;
-    }
-    return mc_comm_reduce_scatter_begin(s->comm, d->grad, part, &d->reduce);
 }
 
 /* Begins the sums of everything from a unit on that lies in the store, last units first. */
 static mc_status reduce_from(mt_shards *s, int unit)
 {
-    if (s->zero == 0) {
-        for (; s->comm->size > 1 && s->next >= 0 && s->buckets[s->next].first_unit >= unit; s->next--) {
-            mt_bucket *b = &s->buckets[s->next];
-            MC_TRY(mc_comm_all_reduce_begin(s->comm, b->grads, b->grads, MC_SUM, &b->request));
-        }
-        return MC_OK;
-    }
-    for (; s->next >= unit; s->next--) {
-        if (buffer_of(s, s->grad_buffers, s->next) < 0) {
-            MC_TRY(begin_reduce_scatter(s, s->next));
-        }
+    for (; s->comms.within->size > 1 && s->next >= 0 && s->buckets[s->next].first_unit >= unit; s->next--) {
+        MC_TRY(s->buckets[s->next].joins ? MC_OK : begin(s, s->next, true));
     }
     return MC_OK;
 }
@@ -147,8 +246,8 @@ mc_status mt_shards_close_grads(mt_shards *s, int unit, bool last)
 {
     int b = buffer_of(s, s->grad_buffers, unit);
     if (b >= 0) {
-        s->reducing[b] = unit;
-        MC_TRY(begin_reduce_scatter(s, unit));
+        s->reducing[b] = s->n_wires > 0 ? -1 : unit; /* a wire has left the buffer free */
+        MC_TRY(begin(s, unit, last));
     }
     return last ? reduce_from(s, unit) : MC_OK;
 }
@@ -156,17 +255,13 @@ mc_status mt_shards_close_grads(mt_shards *s, int unit, bool last)
 mc_status mt_shards_reduced(mt_shards *s)
 {
     MC_TRY(reduce_from(s, 0));
-    for (int i = s->n_buckets - 1; s->comm->size > 1 && i >= 0; i--) {
-        MC_TRY(mc_comm_wait(&s->buckets[i].request));
+    for (int i = s->n_buckets - 1; i >= 0; i--) {
+        MC_TRY(pass_on(s, i));
     }
-    for (int u = s->params->n_units - 1; s->zero > 0 && u >= 0; u--) {
-        if (buffer_of(s, s->grad_buffers, u) < 0) {
-            MC_TRY(mc_comm_wait(&s->units[u].reduce));
-        }
+    for (int i = s->n_buckets - 1; i >= 0; i--) {
+        MC_TRY(finish(s, i));
     }
-    for (int b = 0; b < MT_UNIT_BUFFERS; b++) {
-        MC_TRY(absorb(s, b));
-    }
-    s->next = (s->zero == 0 ? s->n_buckets : s->params->n_units) - 1;
+    s->newest = -1;
+    s->next = s->n_buckets - 1;
     return MC_OK;
 }

@@ -4,6 +4,7 @@
 
 #include "megac/base/alloc.h"
 #include "megac/train/model/stage_graphs.h"
+#include "megac/train/model/stage_offload.h"
 
 static void bind_blocks(mt_stage *s)
 {
@@ -59,26 +60,54 @@ bool mt_stage_group(const mt_stage *s, int l, int *first_out, int *end_out)
     return true;
 }
 
+/* Block l's input on the device: its own memory, or one of the places that what an offload moves takes in turn. */
+static mc_tensor take_input(mt_stage *s, int l)
+{
+    mc_tensor own = {0}, *place = mt_stage_offload_moves(s, l) ? mt_stage_offload_input(s, l) : &own;
+    if (!mc_tensor_present(*place)) {
+        *place = take_rows(s, &s->arenas->stash);
+    }
+    return *place;
+}
+
+/* The same for what it keeps of its forward. */
+static mt_block_stash take_stash(mt_stage *s, int l)
+{
+    mt_block_stash own = {0}, *place = mt_stage_offload_moves(s, l) ? mt_stage_offload_stash(s, l) : &own;
+    if (!mc_tensor_present(place->qkv)) {
+        mt_block_stash_take(&s->x, s->sizes.micro_batch, &s->arenas->stash, s->again, place);
+    }
+    return *place;
+}
+
+/* The same for this rank's rows of its input, where ranks keep a part each. */
+static mc_tensor take_part(mt_stage *s, int l, int64_t rows)
+{
+    mc_tensor own = {0}, *place = mt_stage_offload_moves(s, l) ? mt_stage_offload_part(s, l) : &own;
+    if (!mc_tensor_present(*place)) {
+        *place = mc_arena_take_2d(&s->arenas->stash, s->c->dtype, rows, s->c->hidden);
+    }
+    return *place;
+}
+
 /* A block's activations of one micro-batch: its own, or those that blocks which are computed again take in turn. Of the
- * latter only the first of a group keeps its input. */
+ * latter only the first of a group keeps its input. Block 0's is the stage's. */
 static void take_block(mt_stage *s, mt_slot *slot, int l)
 {
-    mc_arena *stash = &s->arenas->stash;
     mt_block_stash *b = &slot->blocks[l];
     int first, end;
     if (!mt_stage_group(s, l, &first, &end)) {
-        mt_block_stash_take(&s->x, s->sizes.micro_batch, stash, s->again, b);
-        b->h_in = l > 0 ? take_rows(s, stash) : (mc_tensor){0};
+        *b = take_stash(s, l);
+        b->h_in = l > 0 ? take_input(s, l) : (mc_tensor){0};
         return;
     }
     *b = s->again[l - first];
     if (l == 0) {
-        b->h_in = (mc_tensor){0}; /* the stage's input */
+        b->h_in = (mc_tensor){0};
     } else if (l == first && s->x.recompute.distribute) {
-        int64_t rows = b->h_in.dims[0] / s->place.tp;
-        slot->saved[l / s->x.recompute.group] = mc_arena_take_2d(stash, s->c->dtype, rows, s->c->hidden);
+        slot->saved[l / s->x.recompute.group] = take_part(s, l, b->h_in.dims[0] / s->place.tp);
     } else if (l == first) {
-        b->h_in = take_rows(s, stash);
+        b->h_in = take_input(s, l);
     }
 }
 
@@ -124,6 +153,7 @@ static mc_status take_slots(mt_stage *s)
     int n_slots = s->sizes.n_slots > 0 ? s->sizes.n_slots : 1, n_layers = s->place.n_layers;
     MC_TRY(MC_NEW_N(&s->slots, n_slots, "activation slots"));
     MC_TRY(take_again(s));
+    MC_TRY(s->sizes.n_slots > 0 ? mt_stage_offload_create(s) : MC_OK);
     for (int i = 0; i < n_slots; i++) {
         MC_TRY(MC_NEW_N(&s->slots[i].blocks, n_layers, "activation slots"));
         if (s->x.recompute.distribute) {
@@ -137,6 +167,7 @@ static mc_status take_slots(mt_stage *s)
             take_block(s, &s->slots[i], l);
         }
     }
+    mt_stage_offload_take(s);
     return MC_OK;
 }
 
@@ -208,18 +239,22 @@ static void take_generation(mt_stage *s)
     }
 }
 
-static mc_status create_shards(mt_stage *s, const mc_comm *dp_comm)
+static mc_status create_shards(mt_stage *s, const mt_shard_comms *dp_comms)
 {
     mt_shards_config c = {
         .params = &s->params,
-        .dp = dp_comm,
+        .comms = *dp_comms,
         .ly = &s->ly,
         .dtype = s->c->dtype,
         .zero = s->place.zero,
         .training = s->sizes.n_slots > 0,
         .main_bf16 = s->sizes.main_bf16,
         .grads_bf16 = s->sizes.n_slots > 0 && s->sizes.grads_bf16,
+        .reduce_bf16 = s->sizes.reduce_bf16,
         .bucket_elems = s->sizes.bucket_elems,
+        .host_params = s->sizes.n_slots > 0 && s->sizes.offload_params,
+        .dev = s->dev,
+        .pinned_arena = &s->arenas->pinned,
         .params_arena = &s->arenas->params,
         .grads_arena = &s->arenas->grads,
         .optimizer_arena = &s->arenas->optimizer,
@@ -228,7 +263,7 @@ static mc_status create_shards(mt_stage *s, const mc_comm *dp_comm)
 }
 
 mc_status mt_stage_create(const mt_model_config *c, const mt_place *place, const mt_stage_sizes *sizes,
-                          const ly_ctx *ly, const mc_comm *tp_comm, const mc_comm *dp_comm, mc_device *dev,
+                          const ly_ctx *ly, const mc_comm *tp_comm, const mt_shard_comms *dp_comms, mc_device *dev,
                           mt_arenas *arenas, mt_stage **stage_out)
 {
     mt_stage *s;
@@ -248,7 +283,7 @@ mc_status mt_stage_create(const mt_model_config *c, const mt_place *place, const
         .ly = &s->ly, .comm = tp_comm, .scratch = &arenas->scratch, .sequence_parallel = place->sequence_parallel};
     MC_TRY_GOTO(st, mt_params_create(c, place, &s->params), undo_stage);
     MC_TRY_GOTO(st, MC_NEW_N(&s->blocks, place->n_layers, "blocks"), undo_stage);
-    MC_TRY_GOTO(st, create_shards(s, dp_comm), undo_stage);
+    MC_TRY_GOTO(st, create_shards(s, dp_comms), undo_stage);
     bind_blocks(s);
     bind_outer(s);
     MC_TRY_GOTO(st, take_slots(s), undo_stage);
@@ -267,6 +302,7 @@ void mt_stage_destroy(mt_stage *s)
     if (!s) {
         return;
     }
+    mt_stage_offload_destroy(s);
     for (int i = 0; s->slots && i < (s->sizes.n_slots > 0 ? s->sizes.n_slots : 1); i++) {
         mc_free(s->slots[i].blocks);
         mc_free(s->slots[i].saved);

@@ -28,7 +28,10 @@ typedef struct mt_stage_sizes {
     int max_micro; /* micro-batches of a step */
     int64_t head_chunk_rows;
     mt_recompute recompute;
+    int offload_layers;         /* the first so many blocks of a stage keep their activations in host memory */
+    bool offload_params;        /* blocks' parameters lie in host memory */
     bool main_bf16, grads_bf16; /* --main-params-dtype, --main-grads-dtype */
+    bool reduce_bf16;           /* --grad-reduce-in-bf16 */
     int64_t bucket_elems;       /* least elements of a gradient bucket */
     int n_texts;                /* generation: texts continued at once, at most seq_length; 0: no generation */
     bool keeps_kv;              /* generation: keys and values of earlier tokens are kept */
@@ -46,6 +49,7 @@ typedef struct mt_io {
 } mt_io;
 
 typedef struct mt_graphs mt_graphs;
+typedef struct mt_stage_offload mt_stage_offload;
 
 typedef struct mt_stage {
     const mt_model_config *c;
@@ -62,7 +66,8 @@ typedef struct mt_stage {
     tp_head head;
     mc_tensor final_gamma, final_beta, dfinal_gamma, dfinal_beta;
     mt_slot *slots;
-    mt_block_stash *again; /* [recompute.group] stashes that blocks without their own take in turn */
+    mt_block_stash *again;     /* [recompute.group] stashes that blocks without their own take in turn */
+    mt_stage_offload *offload; /* (optional) default: activations stay on the device */
     /* Slot, and the first block of its group, that `again` still holds the forward's values of; slot -1: none. */
     int held_slot, held_first;
     mt_io *io;
@@ -84,9 +89,9 @@ typedef struct mt_stage {
 extern const pp_stage_ops mt_stage_ops;
 
 /* Lays out parameters, gradients, activations over `arenas`; takes no memory of its own but the tables. `ly`, `tp_comm`
- * and `dp_comm` are kept. */
+ * and the groups of `dp_comms` are kept. */
 mc_status mt_stage_create(const mt_model_config *c, const mt_place *place, const mt_stage_sizes *sizes,
-                          const ly_ctx *ly, const mc_comm *tp_comm, const mc_comm *dp_comm, mc_device *dev,
+                          const ly_ctx *ly, const mc_comm *tp_comm, const mt_shard_comms *dp_comms, mc_device *dev,
                           mt_arenas *arenas, mt_stage **stage_out) MC_MUST_CHECK;
 void mt_stage_destroy(mt_stage *stage);
 

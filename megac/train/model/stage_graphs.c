@@ -35,6 +35,9 @@ const char *mt_graphs_unfit(const mt_stage *s)
     if (s->shards.grads_bf16) {
         return "bf16 gradients are added up by what ran before";
     }
+    if (s->offload || s->shards.host) {
+        return "what is offloaded is copied by a stream of its own";
+    }
     if (r->full_layers > 0 || r->core_attn || r->mlp) {
         return "recomputation decides by what ran before";
     }

@@ -4,6 +4,7 @@
 #include "megac/base/rng.h"
 #include "megac/train/model/stage.h"
 #include "megac/train/model/stage_graphs.h"
+#include "megac/train/model/stage_offload.h"
 #include "megac/train/model/trace.h"
 
 static mt_micro micro_of(const mt_stage *s, int micro)
@@ -210,6 +211,7 @@ static mc_status run_blocks(mt_stage *s, const mt_micro *m, const mt_slot *slot,
     }
     for (int l = 0; l < s->place.n_layers; l++) {
         MC_TRY(acquire_block(s, l, l + 1));
+        MC_TRY(mt_stage_offload_room(s, l));
         mt_block_stash full = stashes[l];
         full.h_in = l == 0 ? h_in : full.h_in;
         mt_block_stash view = mt_block_stash_view(&s->x, &full, m);
@@ -218,6 +220,7 @@ static mc_status run_blocks(mt_stage *s, const mt_micro *m, const mt_slot *slot,
         out = mc_tensor_slice(out, 0, 0, local);
         MC_TRY(mt_block_fwd(&s->x, &s->blocks[l], m, &view, out));
         MC_TRY(trace_block(s, m, l, &view, out));
+        MC_TRY(mt_stage_offload_store(s, (int)(slot - s->slots), l));
         note_held(s, slot, l);
     }
     return MC_OK;
@@ -282,19 +285,30 @@ static bool use_held(mt_stage *s, int slot, int l)
     return held;
 }
 
+/* The block whose parameters are needed first when block l's backward is done: one before it, or the first of the group
+ * that is computed again. */
+static int block_after(const mt_stage *s, int l)
+{
+    int first, end;
+    return l > 0 && mt_stage_group(s, l - 1, &first, &end) && l == end ? first : l - 1;
+}
+
 /* Gradient of block l's output -> of its input, in place. */
 static mc_status backward_block(mt_stage *s, const mt_micro *m, int slot, int l, mc_tensor dh)
 {
     mt_block_stash stash = stash_of(s, slot, l);
     mt_block_ctx x = s->x;
+    MC_TRY(mt_stage_offload_use(s, slot, l));
     if (use_held(s, slot, l)) {
         x.recompute = (mt_recompute){0};
     } else {
         MC_TRY(run_group_again(s, m, slot, l));
     }
-    MC_TRY(acquire_block(s, l, l - 1));
+    MC_TRY(acquire_block(s, l, block_after(s, l)));
     MC_TRY(mt_shards_open_grads(&s->shards, s->params.first_block_unit + l));
-    return mt_block_bwd(&x, &s->blocks[l], m, &stash, dh);
+    MC_TRY(mt_block_bwd(&x, &s->blocks[l], m, &stash, dh));
+    mt_stage_offload_done(s, l);
+    return MC_OK;
 }
 
 static mc_status run_backward(mt_stage *s, const mt_graph_key *key, bool last)
@@ -304,6 +318,7 @@ static mc_status run_backward(mt_stage *s, const mt_graph_key *key, bool last)
     mt_io *io = &s->io[slot];
     mc_tensor dh = s->grads[key->buffer];
     int unit0 = s->params.first_block_unit;
+    MC_TRY(mt_stage_offload_use(s, slot, s->place.n_layers));
     if (mt_has_head(&s->place)) {
         MC_TRY(head(s, micro, io, io->h_out, dh));
         MC_TRY(mt_trace_tensor(s->trace, MT_TRACE_LOSSES, -1, (int64_t)m.sample0, s->place.tp_rank == 0,

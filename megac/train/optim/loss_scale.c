@@ -16,9 +16,14 @@ void mt_loss_scale_update(const mt_loss_scale_config *c, mt_loss_scale *s, bool 
         if (s->hysteresis_left <= 0) {
             s->scale = s->scale / 2 > c->min ? s->scale / 2 : c->min;
         }
-    } else if (++s->good_steps == c->window) {
+        return;
+    }
+    bool grows = ++s->good_steps == c->window;
+    if (grows) {
         s->good_steps = 0;
-        s->hysteresis_left = c->hysteresis;
         s->scale *= 2;
+    }
+    if (grows || c->consecutive) {
+        s->hysteresis_left = c->hysteresis;
     }
 }

@@ -1,5 +1,6 @@
 /* The factor on the loss that keeps small fp16 gradients from vanishing, and its dynamic rule: Megatron-LM's
- * DynamicGradScaler. Gradients carry the factor until the optimizer divides by it. */
+ * DynamicGradScaler, or with `consecutive` DeepSpeed's consecutive_hysteresis. Gradients carry the factor until the
+ * optimizer divides by it. */
 #ifndef MEGAC_TRAIN_OPTIM_LOSS_SCALE_H
 #define MEGAC_TRAIN_OPTIM_LOSS_SCALE_H
 
@@ -15,6 +16,7 @@ typedef struct mt_loss_scale_config {
     double initial, min;
     int64_t window;     /* good steps before the scale doubles */
     int64_t hysteresis; /* overflows before it halves */
+    bool consecutive;   /* ... in a row */
 } mt_loss_scale_config;
 
 /* Kept in checkpoints. */
@@ -27,7 +29,8 @@ typedef struct mt_loss_scale {
 mt_loss_scale mt_loss_scale_start(const mt_loss_scale_config *c);
 
 /* After a step. An overflow costs one of the hysteresis; once none is left every overflow halves the scale, down to
- * `min`. `window` good steps in a row double it and restore the hysteresis. Nothing happens to a static scale. */
+ * `min`. `window` good steps in a row double it and restore the hysteresis, which with `consecutive` every good step
+ * does. Nothing happens to a static scale. */
 void mt_loss_scale_update(const mt_loss_scale_config *c, mt_loss_scale *s, bool overflow);
 
 #ifdef __cplusplus

@@ -18,7 +18,7 @@ struct mt_offload {
     bool live;                     /* memory is there: not a plan */
     mc_tensor stores[2];           /* host memory: all of m, v */
     mc_tensor buffers[BUFFERS][2]; /* file: pinned */
-    mc_tensor on_device[2][2];     /* chunks where operators run, taken in turn; absent where that is host memory */
+    mc_tensor on_device[2]; /* m and v of the chunk at hand, where operators run; absent where that is the host */
     int fd;
     char path[MC_PATH_BYTES]; /* for messages */
     void *map;
@@ -92,8 +92,8 @@ static void take_memory(mt_offload *o)
         if (!c->dir) {
             o->stores[i] = mc_arena_take_1d(c->pinned, c->types[i], c->elems);
         }
-        for (int b = 0; b < 2 && !c->dev->ops->host_memory; b++) {
-            o->on_device[b][i] = mc_arena_take_1d(c->process, c->types[i], chunk);
+        if (!c->dev->ops->host_memory) {
+            o->on_device[i] = mc_arena_take_1d(c->process, c->types[i], chunk);
         }
     }
 }
@@ -203,6 +203,13 @@ static mc_tensor host_chunk(const mt_offload *o, int k, int which)
                     : mc_tensor_slice(o->stores[which], 0, c->at, c->elems);
 }
 
+/* Between host and device, in the operators' order: a chunk leaves before the next one takes its place. A dry run has
+ * no memory to copy. */
+static mc_status copy(const mt_offload *o, void *to, mc_tensor from)
+{
+    return o->live ? o->c.dev->ops->copy(o->c.dev, to, from.data, mc_tensor_bytes(from), o->c.stream) : MC_OK;
+}
+
 mc_status mt_offload_fetch(mt_offload *o, int k, mc_tensor *m_out, mc_tensor *v_out)
 {
     mc_tensor *const outs[2] = {m_out, v_out};
@@ -210,9 +217,9 @@ mc_status mt_offload_fetch(mt_offload *o, int k, mc_tensor *m_out, mc_tensor *v_
     for (int i = 0; i < 2; i++) {
         mc_tensor host = host_chunk(o, k, i);
         *outs[i] = host;
-        if (mc_tensor_present(o->on_device[0][i])) {
-            *outs[i] = mc_tensor_slice(o->on_device[k % 2][i], 0, 0, host.dims[0]);
-            MC_TRY(o->c.dev->ops->copy(o->c.dev, outs[i]->data, host.data, mc_tensor_bytes(host), o->c.stream));
+        if (mc_tensor_present(o->on_device[i])) {
+            *outs[i] = mc_tensor_slice(o->on_device[i], 0, 0, host.dims[0]);
+            MC_TRY(copy(o, outs[i]->data, host));
         }
     }
     return MC_OK;
@@ -220,10 +227,9 @@ mc_status mt_offload_fetch(mt_offload *o, int k, mc_tensor *m_out, mc_tensor *v_
 
 mc_status mt_offload_store(mt_offload *o, int k)
 {
-    for (int i = 0; i < 2 && mc_tensor_present(o->on_device[0][i]); i++) {
+    for (int i = 0; i < 2 && mc_tensor_present(o->on_device[i]); i++) {
         mc_tensor host = host_chunk(o, k, i);
-        MC_TRY(
-            o->c.dev->ops->copy(o->c.dev, host.data, o->on_device[k % 2][i].data, mc_tensor_bytes(host), o->c.stream));
+        MC_TRY(copy(o, host.data, mc_tensor_slice(o->on_device[i], 0, 0, host.dims[0])));
     }
     if (!o->started) {
         return MC_OK;

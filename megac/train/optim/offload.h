@@ -1,6 +1,7 @@
 /* Adam's moments out of the device's memory: in pinned host memory (--optimizer-cpu-offload) or in a file
- * (--optimizer-offload-path, for NVMe). The update goes over them by chunks, in order: while one is computed with, the
- * next is on its way in and the one before on its way out. The numbers are those of the run without. */
+ * (--optimizer-offload-path, for NVMe). The update goes over them by chunks, in order. A file is read ahead and written
+ * behind while a chunk is computed with; between host and device chunks are copied in the operators' order, as the next
+ * one takes the place of the one before. The numbers are those of the run without. */
 #ifndef MEGAC_TRAIN_OPTIM_OFFLOAD_H
 #define MEGAC_TRAIN_OPTIM_OFFLOAD_H
 

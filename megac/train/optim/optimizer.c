@@ -8,7 +8,7 @@
 /* Elements of a row before its second range, if it has one: query rows, where key/value rows are replicated; gates. */
 static int64_t own_elems(const mt_param *r)
 {
-    return r->ranges[0].count * (r->n_dims == 2 ? r->local_dims[1] : 1);
+    return r->ranges[0].count * mt_param_cols(r);
 }
 
 /* ---- segments: which elements of a piece of the slab are whose ---- */
@@ -23,15 +23,13 @@ static mc_status upload_segments(mt_optimizer *o)
 /* Where element `flat` of a row's local tensor, and those that follow it in its range, stand in the global tensor. */
 static void locate(const mt_param *r, int64_t flat, ly_segment *out)
 {
-    int64_t cols = r->n_dims == 2 ? r->local_dims[1] : 1, global_cols = r->n_dims == 2 ? r->global_dims[1] : 1;
-    int64_t row = flat / cols, col = flat % cols;
-    int range = r->shard_dim == 0 && row >= r->ranges[0].count;
-    int64_t global_row = r->shard_dim == 0 ? r->ranges[range].begin + row - (range ? r->ranges[0].count : 0) : row;
+    int64_t at[2];
+    mt_param_global(r, flat, at);
     out->tensor = r->init_stream & 0xffffff;
-    out->global0 = global_row * global_cols + col + (r->shard_dim == 1 ? r->ranges[0].begin : 0);
-    out->cols = cols;
-    out->gap = global_cols - cols;
-    out->col0 = col;
+    out->global0 = at[0] * mt_param_global_cols(r) + at[1];
+    out->cols = mt_param_cols(r);
+    out->gap = mt_param_global_cols(r) - out->cols;
+    out->col0 = flat % out->cols;
 }
 
 /* Elements [from, to) of a row, all of one range, as one segment of the piece, which starts at slab element `begin`;
@@ -136,7 +134,7 @@ static mc_status cut_pieces(mt_optimizer *o, int64_t n_chunks)
 static mc_status make_pieces(mt_optimizer *o)
 {
     const mt_shards *d = &o->stage->shards;
-    bool separate = d->own_main;
+    bool separate = d->own_main && !d->host; /* else they are rounded when they are published */
     int n_units = d->params->n_units;
     int64_t n_chunks = o->offload ? mt_shards_state_elems(d) / MT_OFFLOAD_CHUNK + n_units + 1 : 0;
     MC_TRY(MC_NEW_N(&o->pieces, n_units + 1 + n_chunks, "optimizer pieces"));

@@ -78,6 +78,38 @@ static mc_status set_zero(mt_options *o)
     return MC_OK;
 }
 
+/* Hybrid sharding: instances of more than one replica each. */
+static mc_status check_instances(const mt_options *o)
+{
+    int64_t n = o->num_distributed_optimizer_instances, dp = o->data_parallel_size;
+    if (n == 1 || !(mt_i_trains(o) || o->command == MT_PLAN)) {
+        return MC_OK;
+    }
+    if (o->zero == 0) {
+        return MC_FAIL(MC_INVALID,
+                       "--num-distributed-optimizer-instances %lld: with --zero 0 every replica keeps everything; give "
+                       "--zero 1, 2 or 3, or leave the flag out",
+                       (long long)n);
+    }
+    if (dp % n != 0 || dp == n) {
+        return MC_FAIL(MC_INVALID,
+                       "--num-distributed-optimizer-instances %lld: %lld replicas do not make so many groups of equal "
+                       "size, two or more each; give a smaller divisor of %lld",
+                       (long long)n, (long long)dp, (long long)dp);
+    }
+    return MC_OK;
+}
+
+static void check_reduction(mt_options *o)
+{
+    if (o->grad_reduce_in_bf16 && o->data_parallel_size == 1) {
+        if (mt_options_given(o, &o->grad_reduce_in_bf16)) {
+            MC_WARN("--grad-reduce-in-bf16: there is one replica, which reduces nothing; switched off");
+        }
+        o->grad_reduce_in_bf16 = false;
+    }
+}
+
 static mc_status check_tensor(mt_options *o)
 {
     int64_t tp = o->tensor_model_parallel_size, heads = o->num_attention_heads, groups = o->num_query_groups;
@@ -146,6 +178,8 @@ mc_status mt_i_check_layout(mt_options *o, int world_size)
     }
     MC_TRY(check_world(o, world_size));
     MC_TRY(set_zero(o));
+    MC_TRY(check_instances(o));
+    check_reduction(o);
     MC_TRY(check_tensor(o));
     return check_stages(o);
 }

@@ -156,12 +156,13 @@ static void warn_loss_scale(const mt_options *o)
 {
     /* Other values than the rows' own: a file of printed options gives them all. */
     bool dynamic = o->initial_loss_scale != 4294967296.0 || o->min_loss_scale != 1 || o->loss_scale_window != 1000 ||
-                   o->hysteresis != 2;
+                   o->hysteresis != 2 || o->consecutive_hysteresis;
     bool fixed = mc_given_float(o->loss_scale);
     if (fixed && !o->fp16 && !o->bf16) {
         MC_WARN("--loss-scale %g: no effect, fp32 needs no loss scale", o->loss_scale);
     } else if (dynamic && (fixed || !o->fp16)) {
-        MC_WARN("--initial-loss-scale, --min-loss-scale, --loss-scale-window, --hysteresis: no effect %s",
+        MC_WARN("--initial-loss-scale, --min-loss-scale, --loss-scale-window, --hysteresis, --consecutive-hysteresis: "
+                "no effect %s",
                 fixed ? "with a static --loss-scale" : "without --fp16");
     }
 }
@@ -218,6 +219,27 @@ static mc_status check_state_types(const mt_options *o)
     return MC_OK;
 }
 
+/* Parameters in host memory are copies: of main parameters, whole or this rank's part. */
+static mc_status check_offloaded_params(const mt_options *o)
+{
+    bool copies = (o->bf16 || o->fp16) && strcmp(o->main_params_dtype, "bf16") != 0;
+    if (o->cpu_offloading_weights && !copies) {
+        return MC_FAIL(
+            MC_INVALID,
+            "--cpu-offloading-weights: the optimizer updates %s parameters where they are used; use --bf16 or "
+            "--fp16 with --main-params-dtype fp32, or leave it out",
+            o->bf16 ? "bf16" : "fp32");
+    }
+    if (o->cpu_offloading_weights && o->data_parallel_size > 1 && (o->zero == 1 || o->zero == 2)) {
+        return MC_FAIL(
+            MC_INVALID,
+            "--cpu-offloading-weights with --zero %lld: replicas share out parameters with --zero 3 only; use "
+            "that, or 0",
+            (long long)o->zero);
+    }
+    return MC_OK;
+}
+
 mc_status mt_i_check_optimizer(mt_options *o)
 {
     MC_TRY(check_weight_decay(o));
@@ -232,6 +254,7 @@ mc_status mt_i_check_optimizer(mt_options *o)
     }
     if (o->command == MT_TRAIN || o->command == MT_PLAN) {
         MC_TRY(check_state_types(o));
+        MC_TRY(check_offloaded_params(o));
     }
     if (!mt_i_trains(o)) {
         return MC_OK;
@@ -255,6 +278,7 @@ mc_status mt_i_check_checkpoint(mt_options *o)
     } needs_load[] = {
         {"--finetune", o->finetune},
         {"--ckpt-step", mc_given_int(o->ckpt_step)},
+        {"--override-ckpt-iteration", mc_given_int(o->override_ckpt_iteration)},
         {"--use-checkpoint-args", o->use_checkpoint_args && !o->pretrained_checkpoint},
         {"--load-if-exists", o->load_if_exists},
     };
@@ -262,6 +286,11 @@ mc_status mt_i_check_checkpoint(mt_options *o)
         if (needs_load[i].given && !o->load) {
             return MC_FAIL(MC_INVALID, "%s needs --load DIR", needs_load[i].flag);
         }
+    }
+    if (mc_given_int(o->override_ckpt_iteration) && (o->finetune || o->command != MT_TRAIN)) {
+        return MC_FAIL(MC_INVALID, "--override-ckpt-iteration %lld: %s", (long long)o->override_ckpt_iteration,
+                       o->finetune ? "--finetune starts at iteration 0; leave one of the two out"
+                                   : "steps are counted by megac train alone; leave the flag out");
     }
     if (!o->load && (o->command == MT_EVAL || o->command == MT_GENERATE)) {
         return MC_FAIL(MC_INVALID, "--load is missing; give the directory of a checkpoint");

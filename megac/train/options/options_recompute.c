@@ -1,4 +1,4 @@
-/* What the flags of activation recomputation ask for together. */
+/* What the flags of activations, computed again or offloaded, ask for together. */
 #include <string.h>
 
 #include "megac/base/log.h"
@@ -57,6 +57,11 @@ mc_status mt_i_check_recompute(mt_options *o)
             return MC_FAIL(MC_INVALID, "%s goes with --recompute-granularity %s; give that, or leave it out",
                            rows[i].flag, rows[i].with);
         }
+    }
+    if (o->cpu_offloading_num_layers > o->num_layers) {
+        return MC_FAIL(MC_INVALID,
+                       "--cpu-offloading-num-layers %lld: the model has --num-layers %lld; use at most that",
+                       (long long)o->cpu_offloading_num_layers, (long long)o->num_layers);
     }
     int64_t tp = o->tensor_model_parallel_size, rows_of_micro = o->micro_batch_size * o->seq_length;
     if (o->distribute_saved_activations && (tp == 1 || o->sequence_parallel || rows_of_micro % tp != 0)) {

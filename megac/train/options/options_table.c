@@ -128,8 +128,8 @@ const mc_option_table mt_i_prepare_table = {
 };
 
 const mc_option_table mt_i_inspect_table = {
-    .usage = "megac inspect FILE [FLAGS]",
-    .summary = "What is in a dataset or a checkpoint.",
+    .usage = "megac inspect FILE [OTHER] [FLAGS]",
+    .summary = "What is in a dataset or a checkpoint; where two checkpoints differ.",
     .sets = {ROWS(inspect_rows)},
     .n_sets = 1,
 };
