@@ -41,7 +41,8 @@ def close(have, want, tolerance):
 @pytest.mark.parametrize("precision", [[], ["--bf16"]], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("model", [GPT, LLAMA], ids=["gpt", "llama"])
 def test_eight_ranks_under_all_policies(model, precision, tmp_path):
-    steps = ["--train-iters", "2"]  # the second has what the first one's update made
+    # The second step has what the first one's update made; two micro-batches a pipeline are warm-up, steady state and end.
+    steps = ["--train-iters", "2", "--global-batch-size", "4"]
     flags = [*model, *precision, *EIGHT, "--device", "cuda", *steps]
     runs = {p: cuda_runs.train(flags, 8, tmp_path / "m.jsonl", policy=p) for p in POLICIES}
     for policy in POLICIES[1:]:
@@ -55,7 +56,7 @@ def test_eight_ranks_under_all_policies(model, precision, tmp_path):
 
 def test_fp16_overflows_where_the_cpu_s_does(tmp_path):
     """The loss scale comes down from where gradients overflow, and doubles into the next overflow."""
-    flags = [*SHAPE, "--train-iters", "8", "--fp16", "--initial-loss-scale", 2**24, "--loss-scale-window", "2"]
+    flags = [*SHAPE, "--num-layers", "2", "--train-iters", "8", "--fp16", "--initial-loss-scale", 2**24, "--loss-scale-window", "2"]
     have = cuda_runs.train([*flags, "--device", "cuda"], 1, tmp_path / "m.jsonl", policy="late")
     want = cpu(flags, 1, tmp_path)
     assert [norm is None for _, norm in have] == [norm is None for _, norm in want]
@@ -86,7 +87,7 @@ def test_layouts_equal_the_cpu(ranks, layout, tmp_path):
 def test_tf32_is_the_compute_type_of_fp32_products_only(tmp_path):
     """Without the flag nothing rounds; with it only the type that products ask for differs: a library that ignores the
     wish (STANDIN_TF32=0) gives the bits of the run without."""
-    flags = [*GPT, "--device", "cuda"]
+    flags = [*GPT, "--num-layers", "2", "--train-iters", "1", "--device", "cuda"]
     plain = cuda_runs.train(flags, 1, tmp_path / "m.jsonl")
     tf32 = cuda_runs.train([*flags, "--allow-tf32"], 1, tmp_path / "m.jsonl")
     assert tf32 != plain and close(tf32, plain, 1e-3)
