@@ -51,7 +51,7 @@ static Machine *start()
     read_policy(*m);
     read_failure(m->failure);
     m->race = atoi(env("STANDIN_RACE", "0")) != 0;
-    m->host_guard = atoi(env("STANDIN_HOSTGUARD", "1")) != 0;
+    m->host_guard = static_cast<HostGuard>(atoi(env("STANDIN_HOSTGUARD", "1")));
     m->trace = atoi(env("STANDIN_TRACE", "0")) != 0;
     m->stats = atoi(env("STANDIN_STATS", "0")) != 0;
     m->capacity = strtoull(env("STANDIN_MEM", "8589934592"), nullptr, 0);
@@ -335,7 +335,7 @@ static void help()
     for (;;) {
         usleep(200);
         Lock lock(nullptr);
-        bool was_open = m.memory_open;
+        bool was_open = memory_is_open();
         for (size_t i = 0; i < m.demand_sources.size(); i++) {
             if (OpRef op = m.demand_sources[i]())
                 sweep(cone_of({op}), [&] { return op->finished; });

@@ -109,6 +109,9 @@ struct Failure {
     int calls = 0; /* that matched so far */
 };
 
+/* How memory of the device is closed to host code. */
+enum class HostGuard { none, keys_or_mprotect, mprotect };
+
 struct Machine {
     std::recursive_mutex mutex; /* guards all that follows, but what never changes after the start */
     int depth = 0;              /* times the holder has locked it through Lock */
@@ -116,7 +119,8 @@ struct Machine {
 
     Policy policy;
     uint64_t seed;
-    bool race, host_guard, trace, stats;
+    bool race, trace, stats;
+    HostGuard host_guard;
     Driver driver;
     size_t max_pending;
     double deadline; /* seconds */
@@ -141,6 +145,7 @@ struct Machine {
     Arena arenas[2];                 /* Memory::device, Memory::pinned */
     std::map<char *, Memory> blocks; /* by address; dead ones stay, for reports */
     int empty_file;
+    int protection_key = -1; /* of memory of the device; -1: none */
     bool memory_open = false;
     size_t capacity, used = 0, peak = 0;
     int next_block = 1;
@@ -187,7 +192,9 @@ Maker nothing();
 /* --- memory.cpp --- */
 
 void memory_start(Machine &m);
+/* Lets operations touch memory of the device; what runs afterwards in host code may not. */
 void memory_open(bool open);
+bool memory_is_open();
 Memory *find_block(const void *ptr);
 bool in_arena(const void *ptr, Memory::Kind kind);
 /* Poisoned memory, or null when the machine has none left. Memory::device or Memory::pinned. */

@@ -1,8 +1,10 @@
 /* Memory of the device and pinned memory: two reserved ranges of addresses, each allocation ending at a guard page.
  *
- * Freed memory and guard pages map an empty file: a touch is SIGBUS whatever mprotect says, so that one mprotect call
- * opens or closes all memory of the device. The file's offsets follow the addresses, so that neighbours merge into one
- * mapping and the kernel's count of mappings follows the live allocations only. */
+ * Freed memory and guard pages map an empty file: a touch is SIGBUS whatever the protection, so that one call opens or
+ * closes all memory of the device. The file's offsets follow the addresses, so that neighbours merge into one mapping
+ * and the kernel's count of mappings follows the live allocations only. Memory of the device has a protection key,
+ * which is opened by a write to a register of the thread; without keys by mprotect, which walks all pages: half of a
+ * run. */
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -98,15 +100,28 @@ bool check_range(const char *who, const void *ptr, size_t bytes, bool need_devic
     return true;
 }
 
+/* Whether this thread may touch memory of the device, by the protection key. */
+static thread_local bool open_here;
+
+bool memory_is_open()
+{
+    const Machine &m = machine();
+    return m.protection_key >= 0 ? open_here : m.memory_open;
+}
+
 void memory_open(bool open)
 {
     Machine &m = machine();
     const Arena &arena = m.arenas[Memory::device];
-    if (m.host_guard && open != m.memory_open && arena.top > arena.begin) {
-        mprotect(arena.begin, static_cast<size_t>(arena.top - arena.begin), open ? PROT_READ | PROT_WRITE : PROT_NONE);
+    if (m.host_guard != HostGuard::none && open != memory_is_open()) {
+        if (m.protection_key >= 0)
+            pkey_set(m.protection_key, open ? 0 : PKEY_DISABLE_ACCESS);
+        else if (arena.top > arena.begin)
+            mprotect(arena.begin, static_cast<size_t>(arena.top - arena.begin),
+                     open ? PROT_READ | PROT_WRITE : PROT_NONE);
         m.n_switches++;
     }
-    m.memory_open = open;
+    m.memory_open = open_here = open;
 }
 
 /* Makes pages of the arena that nobody can touch. */
@@ -133,7 +148,9 @@ void *memory_take(size_t bytes, Memory::Kind kind)
     memset(mapping, SLACK, mapping_bytes);
     memset(ptr, POISON, bytes);
     if (kind == Memory::device) {
-        if (m.host_guard && !m.memory_open)
+        if (m.protection_key >= 0)
+            pkey_mprotect(mapping, mapping_bytes, PROT_READ | PROT_WRITE, m.protection_key);
+        else if (m.host_guard != HostGuard::none && !m.memory_open)
             mprotect(mapping, mapping_bytes + PAGE_BYTES, PROT_NONE);
         m.used += rounded;
         m.peak = m.used > m.peak ? m.used : m.peak;
@@ -146,7 +163,7 @@ void *memory_take(size_t bytes, Memory::Kind kind)
 void memory_give(Memory &block)
 {
     Machine &m = machine();
-    bool was_open = m.memory_open;
+    bool was_open = memory_is_open();
     memory_open(true);
     check_slack(block);
     close_for_good(m.arenas[block.kind], block.mapping, block.mapping_bytes);
@@ -224,6 +241,8 @@ void memory_start(Machine &m)
             die(2, "cannot reserve %zu bytes of addresses: %s", ARENA_BYTES, strerror(errno));
         arena.begin = arena.top = static_cast<char *>(range);
     }
+    if (m.host_guard == HostGuard::keys_or_mprotect)
+        m.protection_key = pkey_alloc(0, PKEY_DISABLE_ACCESS);
     m.empty_file = memfd_create("standin_guard", MFD_CLOEXEC);
     if (m.empty_file < 0)
         die(2, "memfd_create fails: %s", strerror(errno));

@@ -70,6 +70,17 @@ static void check_guard_off(void **state)
     assert_int_equal(got->status[0], 0);
 }
 
+/* By mprotect, as on processors without protection keys. */
+static void check_guard_without_keys(void **state)
+{
+    (void)state;
+    const farm_result *got = planted_run(PROGRAMS.plain, 5, (const char *[]){"STANDIN_HOSTGUARD=2", NULL});
+    assert_int_equal(got->status[0], 98);
+    assert_non_null(strstr(got->text[0], "FAULT: host code"));
+    got = planted_run(PROGRAMS.plain, 0, (const char *[]){"STANDIN_HOSTGUARD=2", NULL});
+    assert_int_equal(got->status[0], 0);
+}
+
 int main(int argc, char **argv)
 {
     if (argc != 3) {
@@ -80,6 +91,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(check_table),
         cmocka_unit_test(check_correct_program),
         cmocka_unit_test(check_guard_off),
+        cmocka_unit_test(check_guard_without_keys),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
